@@ -1,0 +1,229 @@
+"""Configuration of ExGRPO. The defaults are the paper's; every ablation of its Tables 3 and 6 is a value here.
+
+The dataclasses mirror the `exgrpo:` node of the run configuration. `ExGRPOConfig.from_mapping` builds them from a plain
+mapping and refuses unknown keys, wrong types and nonsense values with one sentence that names the key.
+"""
+
+import dataclasses
+import math
+import types
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+WEIGHTINGS = ("gaussian", "uniform", "linear", "sqrt", "linear_clip")
+SELECTIONS = ("lowest_entropy", "highest_entropy", "lowest_perplexity", "random", "newest", "oldest")
+SCORED_SELECTIONS = ("lowest_entropy", "highest_entropy", "lowest_perplexity")
+EVICTIONS = ("oldest", "highest_entropy", "most_reused")
+LOG_PROB_DTYPES = ("float32", "float16")
+
+
+def _require(ok: bool, sentence: str) -> None:
+    if not ok:
+        raise ValueError(sentence)
+
+
+def _one_of(key: str, value: str, allowed: tuple[str, ...]) -> None:
+    _require(value in allowed, f"{key} must be one of {', '.join(allowed)}; got {value!r}.")
+
+
+def _positive_or_none(key: str, value: float | None) -> None:
+    _require(value is None or value > 0, f"{key} must be positive, or null for no bound; got {value}.")
+
+
+@dataclass(frozen=True)
+class QuestionConfig:
+    """How replayed questions are drawn (Alg. 2).
+
+    `gaussian` weighs the bucket of success count k by exp(-(u - mu)^2 / (2 sigma^2)). With `sigma_unit: count` (the released
+    code, which produced the published numbers) u and sigma are in successes and mu, a share of K, is scaled by K; with
+    `sigma_unit: accuracy` (the paper's formula) u = k / K. `uniform` draws uniformly over questions, whatever their bucket
+    (Table 3: no question selection). `linear`, `sqrt` and `linear_clip` weigh by k/K, its root, and min(k/K, mu).
+    """
+
+    weighting: str = "gaussian"
+    mu: float = 0.5
+    sigma: float = 1.0
+    sigma_unit: str = "count"
+
+    def __post_init__(self) -> None:
+        _one_of("exgrpo.question.weighting", self.weighting, WEIGHTINGS)
+        _one_of("exgrpo.question.sigma_unit", self.sigma_unit, ("count", "accuracy"))
+        _require(0 < self.mu < 1, f"exgrpo.question.mu is a success rate and must be in (0, 1); got {self.mu}.")
+        _require(self.sigma > 0, f"exgrpo.question.sigma must be positive; got {self.sigma}.")
+
+
+@dataclass(frozen=True)
+class TrajectoryConfig:
+    """Which of a question's stored trajectories is replayed (section 4.1; Table 3: `random` is no trajectory selection)."""
+
+    select: str = "lowest_entropy"
+
+    def __post_init__(self) -> None:
+        _one_of("exgrpo.trajectory.select", self.select, SELECTIONS)
+
+
+@dataclass(frozen=True)
+class BookkeepingConfig:
+    """What happens to a question after its group was graded (Alg. 1).
+
+    A group of K with s successes retires its question when s = K; updates bucket and buffer when lower < s <= upper
+    (`upper: null` means K - 1); and makes the question ineligible when s = 0, unless `keep_unsolved` (released code). With
+    `fresh_only` s counts this step's rollouts only, scaled to K, and not the replayed success.
+    """
+
+    lower: int = 0
+    upper: int | None = None
+    fresh_only: bool = False
+    keep_unsolved: bool = False
+    retire: bool = True
+    review_interval: int = 0
+    review_share: float = 0.1
+    success_threshold: float = 0.5
+
+    def __post_init__(self) -> None:
+        _require(self.lower >= 0, f"exgrpo.bookkeeping.lower must be at least 0; got {self.lower}.")
+        _require(
+            self.upper is None or self.upper > self.lower,
+            f"exgrpo.bookkeeping.upper must exceed exgrpo.bookkeeping.lower ({self.lower}); got {self.upper}.",
+        )
+        _require(
+            self.review_interval >= 0,
+            f"exgrpo.bookkeeping.review_interval is in steps, 0 for never; got {self.review_interval}.",
+        )
+        _require(
+            0 < self.review_share <= 1,
+            f"exgrpo.bookkeeping.review_share must be in (0, 1]; got {self.review_share}.",
+        )
+
+
+@dataclass(frozen=True)
+class BufferConfig:
+    """Bounds of the experience buffer; all off by default, as in the paper."""
+
+    max_bytes: int | None = None
+    max_per_question: int | None = None
+    max_age_steps: int | None = None
+    max_reuse: int | None = None
+    cooldown_steps: int = 0
+    eviction: str = "oldest"
+    log_prob_dtype: str = "float32"
+
+    def __post_init__(self) -> None:
+        for name in ("max_bytes", "max_per_question", "max_age_steps", "max_reuse"):
+            _positive_or_none(f"exgrpo.buffer.{name}", getattr(self, name))
+        _require(
+            self.cooldown_steps >= 0, f"exgrpo.buffer.cooldown_steps must be at least 0; got {self.cooldown_steps}."
+        )
+        _one_of("exgrpo.buffer.eviction", self.eviction, EVICTIONS)
+        _one_of("exgrpo.buffer.log_prob_dtype", self.log_prob_dtype, LOG_PROB_DTYPES)
+
+
+@dataclass(frozen=True)
+class LossConfig:
+    """The mixed-policy objective (Eq. 4).
+
+    `shaping: policy` is f(w) = w / (w + beta); `none` is f(w) = w; `clip` is the PPO clip on w (both Table 6).
+    `importance: past` divides by the stored pi_past; `old` by pi_old (Table 6: no IS correction).
+    `fresh_clip: always` clips fresh tokens (Eq. 4); `before_replay` stops clipping once replay is on (released code); `never`.
+    """
+
+    shaping: str = "policy"
+    beta: float = 0.1
+    importance: str = "past"
+    fresh_clip: str = "always"
+
+    def __post_init__(self) -> None:
+        _one_of("exgrpo.loss.shaping", self.shaping, ("policy", "none", "clip"))
+        _require(self.beta > 0, f"exgrpo.loss.beta must be positive; got {self.beta}.")
+        _one_of("exgrpo.loss.importance", self.importance, ("past", "old"))
+        _one_of("exgrpo.loss.fresh_clip", self.fresh_clip, ("always", "before_replay", "never"))
+
+
+@dataclass(frozen=True)
+class RuntimeConfig:
+    """Guards and plumbing that the paper does not have.
+
+    `max_grad_norm`: updates above it, or not finite, are skipped and counted. `stall_timeout_s`: seconds without progress
+    in a rollout or weight sync after which the run ends with an error; null waits for ever. `score_max_tokens`: tokens per
+    device in one forward pass of candidate scoring; null takes verl's log-prob budget.
+    """
+
+    max_grad_norm: float | None = 500.0
+    stall_timeout_s: float | None = 1800.0
+    poll_min_s: float = 0.05
+    poll_max_s: float = 2.0
+    score_max_tokens: int | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("max_grad_norm", "stall_timeout_s", "score_max_tokens"):
+            _positive_or_none(f"exgrpo.runtime.{name}", getattr(self, name))
+        _require(
+            0 < self.poll_min_s <= self.poll_max_s,
+            f"exgrpo.runtime.poll_min_s must be positive and at most poll_max_s ({self.poll_max_s}); "
+            f"got {self.poll_min_s}.",
+        )
+
+
+@dataclass(frozen=True)
+class ExGRPOConfig:
+    """All of ExGRPO. `enable: false` is the on-policy Dr.GRPO twin with every other setting equal.
+
+    `rho` is the largest share of a step's questions taken from the buffer; `start_threshold` the batch Pass@1 after which
+    replay and collection begin (null: at once); `seed` feeds the one generator behind every draw.
+    """
+
+    enable: bool = True
+    seed: int = 0
+    rho: float = 0.5
+    start_threshold: float | None = 0.35
+    resume_without_experience: bool = False
+    question: QuestionConfig = field(default_factory=QuestionConfig)
+    trajectory: TrajectoryConfig = field(default_factory=TrajectoryConfig)
+    bookkeeping: BookkeepingConfig = field(default_factory=BookkeepingConfig)
+    buffer: BufferConfig = field(default_factory=BufferConfig)
+    loss: LossConfig = field(default_factory=LossConfig)
+    runtime: RuntimeConfig = field(default_factory=RuntimeConfig)
+
+    def __post_init__(self) -> None:
+        _require(0 <= self.rho <= 1, f"exgrpo.rho is a share of the batch and must be in [0, 1]; got {self.rho}.")
+        _require(self.seed >= 0, f"exgrpo.seed must be at least 0; got {self.seed}.")
+        _require(
+            self.start_threshold is None or 0 <= self.start_threshold < 1,
+            f"exgrpo.start_threshold is a pass rate in [0, 1), or null to start at once; got {self.start_threshold}.",
+        )
+
+    @classmethod
+    def from_mapping(cls, values: Mapping) -> "ExGRPOConfig":
+        """Build from a nested mapping; raises ValueError naming the key for unknown keys and wrong types."""
+        return _build(cls, values, "exgrpo")
+
+
+def _build(cls: type, values: Mapping, path: str):
+    _require(isinstance(values, Mapping), f"{path} must be a mapping of keys to values; got {values!r}.")
+    fields = {f.name: f for f in dataclasses.fields(cls)}
+    hints = typing.get_type_hints(cls)
+    unknown = sorted(set(values) - set(fields))
+    _require(not unknown, f"{path}.{unknown[0] if unknown else ''} is not a key; known keys: {', '.join(fields)}.")
+    return cls(**{name: _convert(hints[name], value, f"{path}.{name}") for name, value in values.items()})
+
+
+def _convert(hint: type, value, path: str):
+    """Check `value` against a field's type; an int is taken for a float, nothing else is converted."""
+    if dataclasses.is_dataclass(hint):
+        return _build(hint, value, path)
+    allowed = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
+    if value is None and type(None) in allowed:
+        return None
+    if isinstance(value, bool):
+        _require(bool in allowed, f"{path} must be {_names(allowed)}; got {value!r}.")
+        return value
+    if float in allowed and isinstance(value, int | float):
+        _require(math.isfinite(value), f"{path} must be a finite number; got {value!r}.")
+        return float(value)
+    _require(isinstance(value, allowed), f"{path} must be {_names(allowed)}; got {value!r}.")
+    return value
+
+
+def _names(allowed: tuple[type, ...]) -> str:
+    return " or ".join("null" if t is type(None) else t.__name__ for t in allowed)
