@@ -1,0 +1,122 @@
+"""Rule-based rewards for verl: `reward.custom_reward_function.path=pkg://verl_ext.rewards`, `name=compute_score`.
+
+Options go into `reward.custom_reward_function.reward_kwargs` (see RewardOptions). A data source of one's own gets a
+rule with `register_rule(data_source, rule)`, in a module named by `rules_module` so that every reward worker
+imports it.
+"""
+
+from __future__ import annotations
+
+import importlib
+import threading
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+from verl_ext.rewards.grade import Grade, last_boxed, shorten, solution_text
+from verl_ext.rewards.pool import Grader, GradingError, GradingTimeout
+from verl_ext.rewards.rules import Rule, find_rule, register_rule
+
+__all__ = [
+    "Grade",
+    "Grader",
+    "GradingError",
+    "GradingTimeout",
+    "RewardOptions",
+    "Rule",
+    "compute_score",
+    "last_boxed",
+    "register_rule",
+    "shared_grader",
+]
+
+_VERL_ARGUMENTS = frozenset(("reward_router_address", "reward_model_tokenizer"))  # passed along by verl, unused here
+_POOL_CREATION = threading.Lock()
+
+
+@dataclass(frozen=True)
+class RewardOptions:
+    """Keys of `reward.custom_reward_function.reward_kwargs`.
+
+    Attributes:
+        think_format: True or False for every sample; None follows `extra_info.think_format` of each sample, which
+            data/prepare_*.py writes from the prompt template, and is False where that is missing.
+        workers: grading processes in each reward worker of verl.
+        deadline_s: seconds after which a grading is killed and counted as `timeout`.
+        memory_mb: memory of a grading process, MiB.
+        rules_module: module imported before the first grading, for its calls of `register_rule`.
+    """
+
+    think_format: bool | None = None
+    workers: int = 1
+    deadline_s: float = 5.0
+    memory_mb: int = 1024
+    rules_module: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.think_format not in (None, True, False):
+            raise ValueError(f"reward_kwargs.think_format must be true, false or null, not {self.think_format!r}")
+        if self.workers < 1:
+            raise ValueError(f"reward_kwargs.workers must be at least 1, not {self.workers!r}")
+        if self.deadline_s <= 0:
+            raise ValueError(f"reward_kwargs.deadline_s must be positive, not {self.deadline_s!r}")
+        if self.memory_mb < 64:
+            raise ValueError(f"reward_kwargs.memory_mb must be at least 64, not {self.memory_mb!r}")
+
+
+def compute_score(
+    data_source: str,
+    solution_str: str,
+    ground_truth: str,
+    extra_info: Mapping[str, Any] | None = None,
+    **kwargs: Any,
+) -> dict[str, float | str]:
+    """Score one response (paper 2, "Reward": 1 if the answer is equivalent to the gold answer, else 0).
+
+    Args:
+        data_source: picks the rule, see rules.py.
+        solution_str: the response without special tokens. Hostile input.
+        ground_truth: the gold answer. Trusted.
+        extra_info: the sample's `extra_info` column; only `think_format` is read.
+        kwargs: fields of RewardOptions; anything else raises TypeError.
+
+    Returns:
+        The same keys for every sample: `score` and `acc` (the reward), `format_ok` (the think format was kept, or is
+        off), `timeout`, `error`, `precheck` (1.0 if that is why the score is 0; their means land in verl's metrics),
+        all floats, and `extracted` (the graded answer, a string, shortened).
+    """
+    options = _options(**{key: value for key, value in kwargs.items() if key not in _VERL_ARGUMENTS})
+    think_format = options.think_format
+    if think_format is None:
+        think_format = bool((extra_info or {}).get("think_format", False))
+    text = solution_text(solution_str, think_format)
+    grade = Grade(0.0) if text is None else find_rule(data_source)(text, str(ground_truth), _grader(options))
+    return {
+        "score": grade.score,
+        "acc": grade.score,
+        "format_ok": float(text is not None),
+        "extracted": shorten(grade.extracted),
+        "timeout": float(grade.timeout),
+        "error": float(grade.error),
+        "precheck": float(grade.precheck),
+    }
+
+
+@lru_cache
+def shared_grader(workers: int = 1, deadline_s: float = 5.0, memory_mb: int = 1024) -> Grader:
+    """The one pool this process has for these settings; its workers start at the first grading and end with it."""
+    return Grader(workers, deadline_s, memory_mb)
+
+
+@lru_cache
+def _options(**kwargs: Any) -> RewardOptions:
+    options = RewardOptions(**kwargs)
+    if options.rules_module:
+        importlib.import_module(options.rules_module)
+    return options
+
+
+def _grader(options: RewardOptions) -> Grader:
+    with _POOL_CREATION:  # lru_cache alone lets two threads create two pools
+        return shared_grader(options.workers, options.deadline_s, options.memory_mb)

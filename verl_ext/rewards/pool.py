@@ -1,0 +1,146 @@
+"""Runs functions on hostile text in worker processes that are killed at their deadline.
+
+A kept library does the work (pebble); this module chooses how workers start and what they may do. Workers are forked
+from a fork server that holds Math-Verify and nothing else: the trainer's threads and torch are never forked, a worker
+starts in milliseconds, and a killed one is replaced at once.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import resource
+import signal
+import sys
+import threading
+from collections.abc import Callable
+from concurrent.futures import CancelledError
+from concurrent.futures.process import BrokenProcessPool
+from typing import Any
+
+from pebble import ProcessExpired, ProcessPool
+
+PRELOAD = "verl_ext.rewards.preload"
+TASKS_PER_WORKER = 2000  # then the worker is replaced, which bounds what SymPy's caches can hold
+ATTEMPTS = 3  # a pool that broke under another sample is rebuilt and the sample tried again
+_DENIED_EVENTS = (
+    *("os.system", "os.exec", "os.fork", "os.forkpty", "os.posix_spawn", "os.spawn", "subprocess.Popen"),
+    *("socket.connect", "socket.bind", "socket.sendto", "os.remove", "os.rename", "os.kill", "ctypes.dlopen"),
+)
+
+
+class GradingTimeout(Exception):
+    """The function did not return before its deadline; its worker was killed."""
+
+
+class GradingError(Exception):
+    """The function raised, ran out of memory or CPU time, or crashed its worker."""
+
+
+class Grader:
+    """A pool of grading workers, started at the first call and rebuilt whenever it dies. Thread-safe.
+
+    Args:
+        workers: worker processes.
+        deadline_s: seconds a call may run once a worker has taken it; then the worker is killed.
+        memory_mb: memory a worker may take beyond what it holds at its start, in MiB.
+    """
+
+    def __init__(self, workers: int = 1, deadline_s: float = 5.0, memory_mb: int = 1024):
+        self.workers, self.deadline_s, self.memory_mb = workers, deadline_s, memory_mb
+        self._lock = threading.Lock()
+        self._pool: ProcessPool | None = None
+
+    def run(self, function: Callable[..., Any], *args: Any) -> Any:
+        """`function(*args)` in a worker. The function is sent by name, its arguments and result are pickled.
+
+        Raises GradingTimeout after the deadline, GradingError for anything else that went wrong.
+        """
+        for _ in range(ATTEMPTS):
+            pool = self._running_pool()
+            try:
+                status, value = self._call(pool, function, args)
+            except TimeoutError:
+                raise GradingTimeout(f"killed after {self.deadline_s:g} s") from None
+            except ProcessExpired as expired:
+                raise GradingError(f"the grading worker died with exit code {expired.exitcode}") from None
+            except (BrokenProcessPool, CancelledError, RuntimeError):  # RuntimeError: pebble, on a pool that has ended
+                self._drop(pool)
+                continue
+            if status == "error":
+                raise GradingError(value)
+            return value
+        raise GradingError(f"the grading pool broke {ATTEMPTS} times")
+
+    def close(self) -> None:
+        """Stop the workers. A later call starts new ones."""
+        self._drop(self._pool)
+
+    def __enter__(self) -> Grader:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.close()
+
+    def _call(self, pool: ProcessPool, function: Callable, args: tuple) -> tuple[str, Any]:
+        future = pool.schedule(_in_worker, args=(function, args, self.deadline_s), timeout=self.deadline_s)
+        while not future.done():
+            try:
+                return future.result(timeout=1.0)
+            except TimeoutError:
+                if not future.done() and not pool.active:
+                    raise BrokenProcessPool("the grading pool stopped") from None
+        return future.result()
+
+    def _running_pool(self) -> ProcessPool:
+        with self._lock:
+            if self._pool is None:
+                context = multiprocessing.get_context("forkserver")
+                context.set_forkserver_preload([PRELOAD])
+                self._pool = ProcessPool(
+                    max_workers=self.workers,
+                    max_tasks=TASKS_PER_WORKER,
+                    initializer=_confine,
+                    initargs=(self.memory_mb,),
+                    context=context,
+                )
+            return self._pool
+
+    def _drop(self, pool: ProcessPool | None) -> None:
+        with self._lock:
+            if pool is None or pool is not self._pool:
+                return  # another thread has replaced it already
+            self._pool = None
+        pool.stop()
+        pool.join()
+
+
+def _in_worker(function: Callable, args: tuple, deadline_s: float) -> tuple[str, Any]:
+    """Any failure comes back as text: no exception object built from hostile text is unpickled by the trainer."""
+    used = resource.getrusage(resource.RUSAGE_SELF)
+    cpu_s = int(used.ru_utime + used.ru_stime + deadline_s) + 2  # should the parent die, the kernel ends this task
+    resource.setrlimit(resource.RLIMIT_CPU, (cpu_s, resource.getrlimit(resource.RLIMIT_CPU)[1]))
+    try:
+        return "ok", function(*args)
+    except Exception as error:  # noqa: BLE001 - hostile text may raise anything, MemoryError and RecursionError included
+        return "error", type(error).__name__
+
+
+def _confine(memory_mb: int) -> None:
+    """Limits of a worker, set once at its start."""
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # pebble's handler waits for a bytecode: a long C call never ends
+    with open("/proc/self/statm") as statm:
+        mapped = int(statm.read().split()[0]) * os.sysconf("SC_PAGESIZE")
+    for limit, value in (
+        (resource.RLIMIT_AS, mapped + (memory_mb << 20)),
+        (resource.RLIMIT_FSIZE, 0),
+        (resource.RLIMIT_CORE, 0),
+    ):
+        resource.setrlimit(limit, (value, value))
+    sys.addaudithook(_deny)
+
+
+def _deny(event: str, args: tuple) -> None:
+    """Second line of defence: nothing a grader does needs a process, a socket or a writable file."""
+    if event in _DENIED_EVENTS or (event == "open" and isinstance(args[1], str) and set(args[1]) & set("wax+")):
+        raise PermissionError(f"{event} is not allowed in a grading worker")

@@ -1,0 +1,32 @@
+"""Imported once by the fork server, so that every grading worker starts with Math-Verify loaded and warm."""
+
+from __future__ import annotations
+
+import multiprocessing
+from collections.abc import Callable
+from functools import wraps
+from multiprocessing import spawn
+
+from pebble.pool.process import WORKERS_NAME
+
+from verl_ext.rewards.equivalence import grade_answer, grade_text
+
+
+def _unless_grading(fixup: Callable[[str], None]) -> Callable[[str], None]:
+    """Grading workers need nothing of the parent's `__main__`, which may import Ray, torch or a whole trainer."""
+
+    @wraps(fixup)
+    def skip(main: str) -> None:
+        if multiprocessing.current_process().name != WORKERS_NAME:
+            fixup(main)
+
+    return skip
+
+
+spawn._fixup_main_from_name = _unless_grading(spawn._fixup_main_from_name)
+spawn._fixup_main_from_path = _unless_grading(spawn._fixup_main_from_path)
+
+# The first parses build grammar tables; what they build here every worker inherits.
+for _answer in (r"\frac{1}{2}", r"(3, \frac{\pi}{2})", "x^2+y^2=1", r"\{1,2\}", "[1,2)", "0.5"):
+    grade_answer(_answer, _answer)
+grade_text("The answer is 42.", "42")
