@@ -1,0 +1,46 @@
+"""Entry point: `python -m recipe.exgrpo.main [key=value ...]`, hydra configuration in `recipe/exgrpo/config`."""
+
+import logging
+import sys
+
+from verl_ext.platform import prepare_environment
+
+# Before verl is imported: verl picks its platform while it is being imported, in this process and in every worker.
+prepare_environment()
+
+import hydra  # noqa: E402
+import ray  # noqa: E402
+from omegaconf import DictConfig  # noqa: E402
+from verl.trainer.main_ppo import TaskRunnerV1, run_ppo  # noqa: E402
+from verl.trainer.ppo.utils import need_critic, need_reference_policy  # noqa: E402
+from verl.utils.config import validate_config  # noqa: E402
+
+from verl_ext.preflight import PreflightError, check  # noqa: E402
+
+logger = logging.getLogger(__name__)
+
+
+# The class behind verl's actor: a class decorated with ray.remote cannot be inherited from.
+class ExGRPOTaskRunner(TaskRunnerV1.__ray_actor_class__):
+    """verl's task runner, after registering our trainer and advantage estimator in its process."""
+
+    def run(self, config: DictConfig) -> None:
+        import verl_ext.trainer  # noqa: F401  (registers)
+
+        super().run(config)
+
+
+@hydra.main(config_path="config", config_name="exgrpo_trainer", version_base=None)
+def main(config: DictConfig) -> None:
+    """Check the configuration, then train. Exit code 2 and one sentence on a bad configuration."""
+    try:
+        check(config)
+    except PreflightError as error:
+        logger.error("%s", error)
+        sys.exit(2)
+    validate_config(config=config, use_reference_policy=need_reference_policy(config), use_critic=need_critic(config))
+    run_ppo(config, task_runner_class=ray.remote(ExGRPOTaskRunner))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,285 @@
+"""ExGRPO on verl's synchronous V1 trainer, by overriding its hooks (`trainer.v1.trainer_mode=exgrpo`).
+
+One step: `_next_train_batch` plans and fetches, `_balance_batch` scores and injects, `_compute_old_log_prob` restores
+pi_past, `_update_actor` trains with the mixed loss, `step` collects. With `exgrpo.enable=false` every override hands
+straight on to verl: what remains is the on-policy twin with the same guards and metrics.
+"""
+
+import logging
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import ray
+import torch
+import transfer_queue as tq
+from omegaconf import DictConfig, OmegaConf, open_dict
+from tensordict import TensorDict
+from transfer_queue import KVBatchMeta
+from verl import DataProto
+from verl.trainer.ppo.v1.replay_buffer import ReplayBuffer
+from verl.trainer.ppo.v1.trainer_base import register_trainer
+from verl.trainer.ppo.v1.trainer_sync import PPOTrainerSync
+from verl.utils import tensordict_utils as tu
+from verl.utils.config import omega_conf_to_dataclass
+from verl.utils.dataset.rl_dataset import collate_fn
+from verl.utils.debug import marked_timer
+from verl.utils.debug.metrics import calculate_debug_metrics
+from verl.utils.tracking import Tracking
+from verl.workers.engine_workers import ActorRolloutRefWorker
+
+from recipe.exgrpo.config import ExGRPOConfig
+from recipe.exgrpo.loss import ratio_metrics
+from recipe.exgrpo.replay import METRIC_NAMES, ReplayManager
+from verl_ext import advantage, polling
+from verl_ext.collection import batch_metrics, collect, fresh_keys, read_rewards
+from verl_ext.experience_state import ExperienceState
+from verl_ext.injection import Replay, inject, siblings, write_behaviour_log_probs
+from verl_ext.loss import exgrpo_loss
+from verl_ext.metrics_log import JsonlLogger
+from verl_ext.platform import assert_platform
+from verl_ext.questions import index_questions, question_id
+from verl_ext.scoring import Candidate, ForwardBudget, score_candidates
+from verl_ext.watchdog import Watchdog
+from verl_ext.worker import ExGRPOWorker
+
+logger = logging.getLogger(__name__)
+SUMS = "actor/sums/"
+
+
+def interleave(first: list, second: list) -> list:
+    """Merge two lists so that each is spread evenly, whatever their lengths.
+
+    Mini-batches are consecutive stretches of the batch: replayed questions in one block would all fall into one update.
+    """
+    placed = [((i + 0.5) / len(part), part[i]) for part in (first, second) for i in range(len(part))]
+    return [item for _, item in sorted(placed, key=lambda pair: pair[0])]
+
+
+@register_trainer("exgrpo")
+class ExGRPOTrainer(PPOTrainerSync):
+    """verl's synchronous trainer with experience replay; `config.exgrpo` holds the settings of `ExGRPOConfig`."""
+
+    def __init__(self, config: DictConfig) -> None:
+        assert_platform(config.trainer.device)
+        self.settings = ExGRPOConfig.from_mapping(OmegaConf.to_container(config.exgrpo, resolve=True))
+        self.group_size = config.actor_rollout_ref.rollout.n
+        self.replay = ReplayManager(self.settings, self.group_size) if self.settings.enable else None
+        self.watchdog = Watchdog(self.settings.runtime.stall_timeout_s)
+        self.experience = ExperienceState(config, self.settings)
+        self.metrics_log = JsonlLogger(Path(config.trainer.default_local_dir) / "metrics.jsonl")
+        self.questions: dict[str, str] = {}  # uid -> question id of this step, in batch order
+        self.planned: dict[str, str] = {}  # the part of it that is replayed
+        self.replays: list[Replay] = []
+        self.passed_over = 0
+        self.scoring_waste = 0.0
+        with open_dict(config):
+            # verl derives its asynchronous code paths from any name other than this one.
+            config.trainer.v1.trainer_mode = "sync"
+            config.algorithm.adv_estimator = advantage.NAME if self.replay else "grpo"
+        super().__init__(config)
+
+    # ---- set-up ----------------------------------------------------------------------------------------------------
+
+    @property
+    def logger(self) -> Tracking:
+        return self._tracking
+
+    @logger.setter
+    def logger(self, tracking: Tracking) -> None:
+        # verl builds its loggers inside `fit`; this is where metrics.jsonl joins them, before anything is logged.
+        tracking.logger["jsonl"] = self.metrics_log
+        self._tracking = tracking
+
+    def _build_replay_buffer(self) -> ReplayBuffer:
+        buffer = super()._build_replay_buffer()
+        runtime = self.settings.runtime
+        polling.install(buffer, runtime.stall_timeout_s, runtime.poll_min_s, runtime.poll_max_s)
+        return buffer
+
+    def _init_dataloader(self) -> None:
+        super()._init_dataloader()
+        # Before any device is taken: duplicate or missing ids end the run here.
+        self.question_rows = index_questions(self.train_dataset.dataframe["extra_info"])
+
+    def _init_resource_pool_mgr(self) -> None:
+        super()._init_resource_pool_mgr()
+        for role, worker in self.role_worker_mapping.items():
+            if worker.__ray_actor_class__ is ActorRolloutRefWorker:
+                self.role_worker_mapping[role] = ray.remote(ExGRPOWorker)
+
+    def on_init_end(self) -> None:
+        self.actor_rollout_wg.set_grad_guard(self.settings.runtime.max_grad_norm)
+        if self.replay:
+            actor = omega_conf_to_dataclass(self.config.actor_rollout_ref.actor)
+            self.actor_rollout_wg.set_loss_fn(partial(exgrpo_loss, actor, self.settings.loss))
+        with self.watchdog.guard("weight sync"):
+            super().on_init_end()
+
+    def on_step_end(self) -> None:
+        with self.watchdog.guard("weight sync"):
+            super().on_step_end()
+
+    # ---- plan and fetch --------------------------------------------------------------------------------------------
+
+    def _fetch_one_gen_batch(self) -> TensorDict:
+        """One fresh question, passing over those retired or replayed this step; any question once all are."""
+        if self.replay is None:
+            return super()._fetch_one_gen_batch()
+        for _ in range(len(self.train_dataset)):
+            row = super()._fetch_one_gen_batch()
+            question = question_id(row["extra_info"][0])
+            if not self.replay.buffer.is_retired(question) and question not in self.planned.values():
+                break
+            self.passed_over += 1
+        else:
+            logger.warning("every question is retired or replayed; training on %s all the same", question)
+        self.questions[row["uid"][0]] = question
+        return row
+
+    def _next_train_batch(self, num_prompts: int | None = None) -> TensorDict:
+        """n replayed questions with K - 1 rollouts each and B - n fresh ones with K (Alg. 1)."""
+        if self.replay is None or num_prompts is not None:  # a number: verl refills failed groups with fresh questions
+            return super()._next_train_batch(num_prompts)
+        self.questions, self.planned, self.replays, self.passed_over = {}, {}, [], 0
+        size = self.config.data.train_batch_size
+        planned = self.replay.plan(size)
+        parts = [self._replayed_prompts(planned)] if planned else []
+        if size > len(planned):
+            parts.append(super()._next_train_batch(size - len(planned)))
+        batch = tu.concat_tensordict(parts) if len(parts) > 1 else parts[0]
+        order = interleave(list(range(len(planned))), list(range(len(planned), size)))
+        batch = tu.index_select_tensor_dict(batch, order)
+        self.questions = {uid: self.questions[uid] for uid in batch["uid"]}
+        rollouts = [self.group_size - (uid in self.planned) for uid in self.questions]
+        tu.assign_non_tensor_data(batch, "global_steps", self.global_steps)
+        tu.assign_non_tensor_stack(batch, "__rollout_n__", rollouts)
+        return batch
+
+    def _replayed_prompts(self, planned: list[str]) -> TensorDict:
+        """Dataset rows of the planned questions, each with a uid of its own."""
+        rows = collate_fn([self.train_dataset[self.question_rows[question]] for question in planned])
+        # Same form of uid as verl's fresh rows, which must not contain an underscore.
+        rows["uid"] = np.array([f"replay{self.global_steps}x{i}" for i in range(len(planned))], dtype=object)
+        self.planned = dict(zip(rows["uid"], planned, strict=True))
+        self.questions |= self.planned
+        return tu.get_tensordict(rows)
+
+    # ---- score and inject ------------------------------------------------------------------------------------------
+
+    def _balance_batch(self, batch: KVBatchMeta, metrics: dict, **kwargs) -> KVBatchMeta:
+        if self.replay:
+            batch = self._inject(batch)
+        return super()._balance_batch(batch, metrics, **kwargs)
+
+    def _inject(self, batch: KVBatchMeta) -> KVBatchMeta:
+        """Add the selected trajectory of each planned question whose fresh siblings did not all fail."""
+        groups = siblings(batch.keys)
+        live = {uid: question for uid, question in self.planned.items() if uid in groups}
+        with marked_timer("score_candidates", self.timing_raw):
+            scores = self._score(live, groups, batch.partition_id)
+        for uid, question in live.items():
+            trajectory = self.replay.select(question, scores.get(uid))
+            self.replays.append(Replay(f"{uid}_{self.group_size - 1}_0", groups[uid][0], trajectory))
+            self.replay.replayed(trajectory, self.global_steps)
+        return inject(batch, self.replays, self.group_size, list(self.questions))
+
+    def _score(self, live: dict[str, str], groups: dict[str, list[str]], partition_id: str) -> dict:
+        """Scores of all stored trajectories of the live questions, by uid; empty when selection needs none."""
+        self.scoring_waste = 0.0
+        if not live or not self.replay.needs_scores:
+            return {}
+        buffer = self.replay.buffer
+        first = [groups[uid][0] for uid in live]
+        prompts = tq.kv_batch_get(keys=first, partition_id=partition_id, select_fields=["prompts"])["prompts"]
+        owners = [(uid, row, prompts[i]) for i, uid in enumerate(live) for row in buffer.rows(live[uid])]
+        candidates = [Candidate(prompt, buffer.trajectory(int(row))) for _, row, prompt in owners]
+        scores, self.scoring_waste = score_candidates(
+            self.actor_rollout_wg, candidates, self._data_parallel_size(), self._forward_budget()
+        )
+        of = np.array([uid for uid, _, _ in owners])
+        return {uid: scores[of == uid] for uid in live}
+
+    def _data_parallel_size(self) -> int:
+        info = self.actor_rollout_wg._dispatch_info
+        if "actor" not in info:
+            info["actor"] = self.actor_rollout_wg._query_dispatch_info("actor")
+        return max(info["actor"]) + 1
+
+    def _forward_budget(self) -> ForwardBudget:
+        rollout = self.config.actor_rollout_ref.rollout
+        tokens = self.settings.runtime.score_max_tokens or rollout.log_prob_max_token_len_per_gpu
+        packed = bool(self.config.actor_rollout_ref.model.use_remove_padding)
+        return ForwardBudget(temperature=rollout.temperature, max_tokens=tokens, packed=packed)
+
+    # ---- train -----------------------------------------------------------------------------------------------------
+
+    def _compute_old_log_prob(self, batch: KVBatchMeta, metrics: dict) -> KVBatchMeta:
+        batch = super()._compute_old_log_prob(batch, metrics)
+        if self.replays:
+            if self.settings.loss.importance == "past":
+                write_behaviour_log_probs(self.replays, batch.partition_id)
+            if self.config.actor_rollout_ref.rollout.calculate_log_probs:
+                metrics.update(self._engine_gap(batch))
+        return batch
+
+    def _engine_gap(self, batch: KVBatchMeta) -> dict:
+        """verl's `training/rollout_probs_diff_*` on fresh rows; stored log-probs say nothing about today's engines."""
+        fields = ["responses", "response_mask", "rollout_log_probs", "old_log_probs"]
+        keys = fresh_keys(batch, self.replays)
+        data = tq.kv_batch_get(keys=keys, partition_id=batch.partition_id, select_fields=fields)
+        return calculate_debug_metrics(DataProto(batch=data.to_padded_tensor()))
+
+    def _update_actor(self, batch: KVBatchMeta, metrics: dict) -> KVBatchMeta:
+        batch.extra_info["replay_active"] = bool(self.replay and self.replay.active)
+        batch = super()._update_actor(batch, metrics)
+        actor = self.config.actor_rollout_ref.actor
+        updates = len(batch) // (actor.ppo_mini_batch_size * self.group_size) * actor.ppo_epochs
+        metrics["actor/skipped_updates"] = metrics.get("actor/skipped_updates", 0.0) * updates
+        sums = {name.removeprefix(SUMS): metrics.pop(name) for name in list(metrics) if name.startswith(SUMS)}
+        metrics.update({f"actor/{name}": value for name, value in ratio_metrics(sums).items()})
+        return batch
+
+    # ---- collect and report ----------------------------------------------------------------------------------------
+
+    def step(self, metrics: dict, timing_raw: dict) -> KVBatchMeta:
+        timing_raw.update(score_candidates=0.0, experience=0.0)
+        batch = super().step(metrics, timing_raw)
+        with marked_timer("experience", timing_raw):
+            metrics.update(self._collect(batch))
+        return batch
+
+    def _collect(self, batch: KVBatchMeta) -> dict[str, float]:
+        rewards = read_rewards(fresh_keys(batch, self.replays), batch.partition_id)
+        metrics = batch_metrics(rewards, self.settings.bookkeeping.success_threshold)
+        experience = dict.fromkeys(METRIC_NAMES, 0.0)
+        if self.replay:
+            collect(self.replay, batch, rewards, self.replays, self.questions, self.global_steps)
+            self.replay.finish_step(self.global_steps, metrics["batch/pass_rate"])
+            experience |= self.replay.metrics(self.global_steps)
+        experience |= {"passed_over": self.passed_over, "scoring_waste": self.scoring_waste}
+        return metrics | {f"experience/{name}": float(value) for name, value in experience.items()}
+
+    def _val_metrics_update(
+        self, data_sources, sample_uids, reward_extra_infos_dict, *args, **kwargs
+    ) -> dict[str, float]:
+        metrics = super()._val_metrics_update(data_sources, sample_uids, reward_extra_infos_dict, *args, **kwargs)
+        scores = reward_extra_infos_dict.get("acc") or reward_extra_infos_dict["reward"]
+        metrics["val/pass_rate"] = float(np.mean([score for score in scores if score is not None]))
+        return metrics
+
+    # ---- checkpoint ------------------------------------------------------------------------------------------------
+
+    def _save_checkpoint(self) -> None:
+        # Before verl's tracker file is written: a checkpoint that verl calls complete always has its experience.
+        if self.replay:
+            self.experience.save(self.global_steps, self.replay)
+        super()._save_checkpoint()
+        self.experience.prune()
+
+    def _load_checkpoint(self) -> None:
+        super()._load_checkpoint()
+        if self.global_steps > 0:
+            self.metrics_log.rewind(self.global_steps)
+            if self.replay:
+                self.experience.load(self.global_steps, self.replay, known=self.question_rows)
