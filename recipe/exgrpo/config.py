@@ -203,7 +203,7 @@ def _build(cls: type, values: Mapping, path: str):
     _require(isinstance(values, Mapping), f"{path} must be a mapping of keys to values; got {values!r}.")
     fields = {f.name: f for f in dataclasses.fields(cls)}
     hints = typing.get_type_hints(cls)
-    unknown = sorted(set(values) - set(fields))
+    unknown = sorted(set(values) - set(fields), key=str)
     _require(not unknown, f"{path}.{unknown[0] if unknown else ''} is not a key; known keys: {', '.join(fields)}.")
     return cls(**{name: _convert(hints[name], value, f"{path}.{name}") for name, value in values.items()})
 
