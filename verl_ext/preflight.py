@@ -88,16 +88,19 @@ def check_data(config: DictConfig) -> None:
     """Check the schema of every training and validation parquet, and that training question ids are unique."""
     media = [config.data.get(key) for key in ("image_key", "video_key", "audio_key")]
     for split in ("train_files", "val_files"):
-        for path in _paths(config.data[split]):
+        for path in _paths(config, split):
             for problem in schema_problems(path, _schema(f"data.{split}", path), [name for name in media if name]):
                 raise PreflightError(f"data.{split}: {problem}")
     try:
-        index_questions(_extra_infos(_paths(config.data.train_files)))
+        index_questions(_extra_infos(_paths(config, "train_files")))
     except ValueError as error:
         raise PreflightError(str(error)) from error
 
 
-def _paths(files) -> list[str]:
+def _paths(config: DictConfig, split: str) -> list[str]:
+    files = config.data[split]
+    if not files:
+        raise PreflightError(f"data.{split} is not set; name at least one parquet file.")
     return [files] if isinstance(files, str) else list(files)
 
 
