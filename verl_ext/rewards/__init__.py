@@ -7,6 +7,7 @@ imports it.
 
 from __future__ import annotations
 
+import atexit
 import importlib
 import threading
 from collections.abc import Mapping
@@ -105,8 +106,10 @@ def compute_score(
 
 @lru_cache
 def shared_grader(workers: int = 1, deadline_s: float = 5.0, memory_mb: int = 1024) -> Grader:
-    """The one pool this process has for these settings; its workers start at the first grading and end with it."""
-    return Grader(workers, deadline_s, memory_mb)
+    """The one pool this process has for these settings: started at the first grading, closed when the process exits."""
+    grader = Grader(workers, deadline_s, memory_mb)
+    atexit.register(grader.close)
+    return grader
 
 
 @lru_cache

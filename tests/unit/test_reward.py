@@ -1,0 +1,211 @@
+"""Rules, extraction and the shape of the score; hostile input is in test_reward_hostile.py."""
+
+import itertools
+
+import pytest
+
+from verl_ext import rewards
+from verl_ext.rewards import compute_score, rules
+from verl_ext.rewards.grade import Grade, last_boxed, shorten, solution_text
+
+KEYS = {"score", "acc", "format_ok", "extracted", "timeout", "error", "precheck"}
+
+
+def boxed(answer: str) -> str:
+    return "so the answer is \\boxed{" + answer + "}."
+
+
+@pytest.mark.parametrize(
+    ("text", "answer"),
+    [
+        (r"\boxed{1} then \boxed{2}", "2"),
+        (r"\boxed{\frac{1}{2}}", r"\frac{1}{2}"),
+        (r"\boxed {\{1, 2\}}", r"\{1, 2\}"),
+        (r"\boxed{ [0, \infty) }", r"[0, \infty)"),
+        (r"\boxed{1} then \boxed{2", None),
+        (r"\boxed 5", None),
+        (r"ends with \boxed", None),
+        ("no box", None),
+        (r"\boxed{}", ""),
+    ],
+)
+def test_last_boxed(text, answer):
+    assert last_boxed(text) == answer
+
+
+@pytest.mark.parametrize(
+    ("response", "think_format", "solution"),
+    [
+        ("a</think>b", True, "b"),
+        ("a</think>b</think>c", True, "c"),
+        ("a b", True, None),
+        ("", True, None),
+        ("a</think>", True, ""),
+        ("a</think>b", False, "a</think>b"),
+    ],
+)
+def test_solution_text(response, think_format, solution):
+    assert solution_text(response, think_format) == solution
+
+
+@pytest.mark.parametrize(
+    ("answer", "gold"),
+    [
+        ("42", "42"),
+        ("42.0", "42"),
+        (r"\frac{84}{2}", "42"),
+        ("1,234", "1234"),
+        ("204", "204.0"),
+        ("0.333333", r"\frac{1}{3}"),
+        (r"\dfrac{3}{4}", "0.75"),
+        (r"2\sqrt{3}", r"\sqrt{12}"),
+        (r"\left( 3, \frac{\pi}{2} \right)", r"(3, \pi/2)"),
+        (r"\{2, 1\}", r"1, 2"),
+        (r"x = 5", "5"),
+        ("5", "x=5"),
+        (r"\frac{10}{2} = 5", "5"),
+        (r"18\text{ dollars}", "18"),
+        (r"\$18", "18"),
+        ("$18$", "18"),
+        ("4.5e33", r"4.5 \times 10^{33}"),
+        ("1.60e-19", "1.6e-19"),
+        (r"50\%", "50%"),
+        (r"\text{Evelyn}", r"\mathrm{Evelyn}"),
+        ("(B)", r"\text{B}"),
+        ("1 = x^2 + y^2", "x^2 + y^2 = 1"),
+        ("p - q", "-q + p"),
+    ],
+)
+def test_equivalent_answers_are_correct(answer, gold):
+    score = compute_score("math500", boxed(answer), gold)
+    assert (score["score"], score["acc"], score["extracted"]) == (1.0, 1.0, answer)
+
+
+@pytest.mark.parametrize(
+    ("answer", "gold"),
+    [("41", "42"), (r"\frac{1}{2}", "2"), ("x + 1", "x + 2"), ("(1, 2)", "(2, 1)"), ("y = 5", "x = 5"), ("-5", "5")],
+)
+def test_other_answers_are_wrong_without_an_error(answer, gold):
+    score = compute_score("math500", boxed(answer), gold)
+    assert (score["score"], score["timeout"], score["error"], score["precheck"]) == (0.0, 0.0, 0.0, 0.0)
+
+
+def test_a_text_without_a_box_is_graded_by_its_last_answer():
+    assert compute_score("gsm8k", "First 7, then 12. The answer is 42.", "42")["score"] == 1.0
+    assert compute_score("gsm8k", "First 42, then 7 remain.", "42")["score"] == 0.0
+    assert compute_score("gsm8k", "1 " * 3000 + "42", "42")["extracted"] == "42"
+
+
+def test_a_number_is_not_cut_in_two_by_the_text_limit():
+    text = "12 " + "so" * (rules.TEXT_LIMIT // 2 - 1)
+    assert text[-rules.TEXT_LIMIT :].startswith("2 ")
+    assert compute_score("gsm8k", text, "2")["score"] == 0.0
+
+
+def test_think_format():
+    right = "\\boxed{1} hm</think>The answer is \\boxed{42}."
+    assert compute_score("gsm8k", right, "42", think_format=True)["score"] == 1.0
+    missing = compute_score("gsm8k", "\\boxed{42}", "42", think_format=True)
+    assert (missing["score"], missing["format_ok"], missing["extracted"]) == (0.0, 0.0, "")
+    assert compute_score("gsm8k", "\\boxed{42}</think>I do not know", "42", think_format=True)["score"] == 0.0
+    assert compute_score("gsm8k", "\\boxed{42}", "42", think_format=False)["score"] == 1.0
+
+
+def test_think_format_follows_the_sample_unless_it_is_set():
+    for setting, sample, expected in itertools.product((None, True, False), (None, True, False), (0.0,)):
+        extra_info = {} if sample is None else {"think_format": sample}
+        on = bool(sample) if setting is None else setting
+        score = compute_score("toy_modular", "\\boxed{4}", "4", extra_info, think_format=setting)
+        assert score["score"] == (expected if on else 1.0)
+
+
+def test_every_score_has_the_same_keys_and_types():
+    texts = ["\\boxed{42}", "", "no", "\\boxed{", "\\boxed{" + "9" * 500 + "}", "\\boxed{x^" + "{x^" * 4 + "}}}}}"]
+    for text, source in itertools.product(texts, ("gsm8k", "toy_modular", "arc_c")):
+        score = compute_score(source, text, "42", {"index": 0}, reward_router_address=None)
+        assert set(score) == KEYS
+        assert all(isinstance(value, float) for key, value in score.items() if key != "extracted")
+        assert isinstance(score["extracted"], str)
+
+
+@pytest.mark.parametrize(
+    ("text", "letter"),
+    [
+        (r"\boxed{B}", "B"),
+        (r"\boxed{\text{(B)}}", "B"),
+        (r"\boxed{B. Paris}", "B"),
+        (r"\boxed{\textbf{B}}", "B"),
+        ("I think the answer is (B) because", "B"),
+        ("**Answer:** B", "B"),
+        ("Answer: **B**", "B"),
+        ("the answer is A. No: the answer is B.", "B"),
+        (r"\boxed{A, B}", ""),
+        (r"\boxed{A or B}", ""),
+        (r"\boxed{ABCD}", ""),
+        (r"\boxed{Paris}", ""),
+        (r"\boxed{B", ""),
+        ("the answer is A or B", ""),
+        ("the answer is (A), (B)", ""),
+        ("the answer is a good one", ""),
+        ("Answer: I think it is B", ""),
+        ("A B C D", ""),
+        ("", ""),
+    ],
+)
+def test_choice_letters(text, letter):
+    score = compute_score("mmlu_pro", text, "B")
+    assert (score["extracted"], score["score"]) == (letter, float(letter == "B"))
+
+
+def test_exact_boxed():
+    assert compute_score("toy_modular", boxed("17"), "17")["score"] == 1.0
+    assert compute_score("toy_modular", boxed("17.0"), "17")["score"] == 0.0
+    assert compute_score("toy_modular", "17", "17")["score"] == 0.0
+
+
+def test_a_registered_rule_is_used_for_its_prefix(monkeypatch):
+    monkeypatch.setattr(rules, "_RULES", dict(rules._RULES))
+    rules.register_rule("my_data", lambda text, gold, grader: Grade(0.25, "short"))
+    rules.register_rule("my_data_long", lambda text, gold, grader: Grade(0.75, "long"))
+    assert compute_score("my_data/a", "x", "y")["score"] == 0.25
+    assert compute_score("my_data_long_b", "x", "y")["extracted"] == "long"
+    assert rules.find_rule("unknown") is rules.math_rule
+    with pytest.raises(ValueError, match="register_rule"):
+        rules.register_rule("", rules.math_rule)
+
+
+def test_rules_module_is_imported_where_the_grading_happens(tmp_path, monkeypatch):
+    monkeypatch.setattr(rules, "_RULES", dict(rules._RULES))
+    (tmp_path / "my_rules_for_test.py").write_text(
+        "from verl_ext.rewards import Grade, register_rule\n"
+        "register_rule('from_module', lambda text, gold, grader: Grade(0.5))\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    assert compute_score("from_module", "x", "y", rules_module="my_rules_for_test")["score"] == 0.5
+
+
+@pytest.mark.parametrize(
+    ("option", "value"), [("workers", 0), ("deadline_s", 0), ("memory_mb", 1), ("think_format", "maybe")]
+)
+def test_options_out_of_range_are_refused_by_name(option, value):
+    with pytest.raises(ValueError, match=f"reward_kwargs.{option}"):
+        compute_score("gsm8k", "x", "y", **{option: value})
+
+
+def test_a_misspelt_option_is_refused():
+    with pytest.raises(TypeError, match="worker_count"):
+        compute_score("gsm8k", "x", "y", worker_count=2)
+
+
+def test_an_unparseable_gold_answer_is_an_error_and_never_correct():
+    for gold in ("", "  ", "$$"):
+        score = compute_score("math500", boxed("42"), gold)
+        assert (score["score"], score["error"]) == (0.0, 1.0)
+
+
+def test_one_pool_per_process():
+    assert rewards.shared_grader(1, 5.0, 1024) is rewards.shared_grader(1, 5.0, 1024)
+
+
+def test_shorten_keeps_what_every_encoder_accepts():
+    assert shorten("\ud800" + "a" * 500).encode("utf-8") == b"?" + b"a" * 199
