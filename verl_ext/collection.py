@@ -24,10 +24,11 @@ def read_rewards(keys: list[str], partition_id: str) -> dict[str, float]:
 
 
 def batch_metrics(rewards: dict[str, float], threshold: float) -> dict[str, float]:
-    """Over fresh rollouts only: mean reward, and the number of groups solved by all or by none of them."""
+    """Over fresh rollouts only: mean reward, groups in the batch, and how many were solved by all or by none of them."""
     solved = [[rewards[key] > threshold for key in keys] for keys in siblings(list(rewards)).values()]
     return {
         "batch/pass_rate": float(np.mean(list(rewards.values()))),
+        "batch/questions": float(len(solved)),
         "batch/solve_all": float(sum(all(group) for group in solved)),
         "batch/solve_none": float(sum(not any(group) for group in solved)),
     }

@@ -3,6 +3,8 @@
 Set once on the workers through the public `set_loss_fn`; with replay disabled verl's `ppo_loss` stays in place.
 """
 
+from collections import defaultdict
+
 import torch
 from tensordict import TensorDict
 from verl.trainer.ppo.core_algos import agg_loss, kl_penalty
@@ -12,8 +14,10 @@ from verl.workers.config import ActorConfig
 from verl.workers.utils.padding import no_padding_2_padding
 
 from recipe.exgrpo.config import LossConfig
-from recipe.exgrpo.loss import ClipRange, mixed_policy_loss, ratio_sums
+from recipe.exgrpo.loss import ClipRange, clip_sums, mixed_policy_loss, ratio_metrics, ratio_sums
 
+# Metrics that add up over micro-batches, ranks and updates; the driver divides them.
+SUMS = "sums/"
 TOKEN_FIELDS = ("response_mask", "old_log_probs", "advantages", "rollout_is_weights", "ref_log_prob")
 
 
@@ -77,6 +81,23 @@ def exgrpo_loss(
         divergence = kl_penalty(logprob=log_prob, ref_logprob=tokens["ref_log_prob"], kl_penalty=config.kl_loss_type)
         terms["kl_loss"] = agg_loss(loss_mat=divergence, loss_mask=mask, **norm)
         loss = loss + terms["kl_loss"] * config.kl_loss_coef
-    sums = ratio_sums(log_prob.detach(), tokens["old_log_probs"], mask, is_replayed, loss_config.beta)
-    terms |= {f"sums/{name}": value for name, value in sums.items()}
+    terms |= _token_sums(log_prob.detach(), tokens, mask, is_replayed, loss_config.beta, clip_range(config))
     return loss, Metric.from_dict(terms, aggregation=AggregationType.SUM)
+
+
+def _token_sums(log_prob, tokens: TensorDict, mask, is_replayed, beta: float, clip: ClipRange) -> dict[str, float]:
+    behaviour, advantages = tokens["old_log_probs"], tokens["advantages"]
+    sums = ratio_sums(log_prob, behaviour, mask, is_replayed, beta)
+    sums |= clip_sums(log_prob, behaviour, advantages, mask, is_replayed, clip)
+    return {f"{SUMS}{name}": value for name, value in sums.items()}
+
+
+def replay_metrics(metrics: dict[str, float]) -> dict[str, float]:
+    """Driver side: take the sums out of a step's actor metrics and return the means made of them, all zero without sums."""
+    prefix = f"actor/{SUMS}"
+    sums = defaultdict(float, {n.removeprefix(prefix): metrics.pop(n) for n in list(metrics) if n.startswith(prefix)})
+    means = {f"actor/{name}": value for name, value in ratio_metrics(sums).items()}
+    if sums["fresh_tokens"]:
+        means["actor/pg_clipfrac"] = sums["clipped"] / sums["fresh_tokens"]
+        means["actor/ppo_kl"] = sums["kl"] / sums["fresh_tokens"]
+    return means

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from tensordict import TensorDict
+from torch.nn.utils.rnn import pad_sequence
 from verl.utils import tensordict_utils as tu
 from verl.workers.utils.padding import response_from_nested
 
@@ -68,11 +69,12 @@ def candidate_batch(candidates: list[Candidate]) -> TensorDict:
 
 def trajectory_means(output: TensorDict, batch: TensorDict) -> TensorDict:
     """Worker side: per-row `entropy` and `nll` (float64 [n]) from the engine's per-token output."""
-    mask = batch["response_mask"].to_padded_tensor(0)
     means = {}
-    for name, sign in (("entropy", 1.0), ("log_probs", -1.0)):
-        tokens = response_from_nested(output[name], batch["response_mask"]).to_padded_tensor(0.0)
-        means["nll" if name == "log_probs" else name] = sign * masked_mean(tokens, mask)
+    for name, column, sign in (("entropy", "entropy", 1.0), ("nll", "log_probs", -1.0)):
+        rows = response_from_nested(output[column], batch["response_mask"]).unbind()
+        # Padded here and not by `to_padded_tensor`: a jagged tensor that came through Ray may pad to a stale width.
+        tokens, mask = (pad_sequence(part, batch_first=True) for part in (rows, [torch.ones_like(r) for r in rows]))
+        means[name] = sign * masked_mean(tokens, mask)
     return TensorDict(means, batch_size=len(batch))
 
 

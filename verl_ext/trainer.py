@@ -29,13 +29,12 @@ from verl.utils.tracking import Tracking
 from verl.workers.engine_workers import ActorRolloutRefWorker
 
 from recipe.exgrpo.config import ExGRPOConfig
-from recipe.exgrpo.loss import ratio_metrics
 from recipe.exgrpo.replay import METRIC_NAMES, ReplayManager
 from verl_ext import advantage, polling
 from verl_ext.collection import batch_metrics, collect, fresh_keys, read_rewards
 from verl_ext.experience_state import ExperienceState
 from verl_ext.injection import Replay, inject, siblings, write_behaviour_log_probs
-from verl_ext.loss import exgrpo_loss
+from verl_ext.loss import exgrpo_loss, replay_metrics
 from verl_ext.metrics_log import JsonlLogger
 from verl_ext.platform import assert_platform
 from verl_ext.questions import index_questions, question_id
@@ -44,7 +43,6 @@ from verl_ext.watchdog import Watchdog
 from verl_ext.worker import ExGRPOWorker
 
 logger = logging.getLogger(__name__)
-SUMS = "actor/sums/"
 
 
 def interleave(first: list, second: list) -> list:
@@ -66,7 +64,6 @@ class ExGRPOTrainer(PPOTrainerSync):
         self.group_size = config.actor_rollout_ref.rollout.n
         self.replay = ReplayManager(self.settings, self.group_size) if self.settings.enable else None
         self.watchdog = Watchdog(self.settings.runtime.stall_timeout_s)
-        self.experience = ExperienceState(config, self.settings)
         self.metrics_log = JsonlLogger(Path(config.trainer.default_local_dir) / "metrics.jsonl")
         self.questions: dict[str, str] = {}  # uid -> question id of this step, in batch order
         self.planned: dict[str, str] = {}  # the part of it that is replayed
@@ -96,6 +93,11 @@ class ExGRPOTrainer(PPOTrainerSync):
         runtime = self.settings.runtime
         polling.install(buffer, runtime.stall_timeout_s, runtime.poll_min_s, runtime.poll_max_s)
         return buffer
+
+    def _init_tokenizer(self) -> None:
+        super()._init_tokenizer()
+        model = omega_conf_to_dataclass(self.config.actor_rollout_ref.model)
+        self.experience = ExperienceState(self.config, self.settings, self.tokenizer, model.hf_config)
 
     def _init_dataloader(self) -> None:
         super()._init_dataloader()
@@ -163,7 +165,9 @@ class ExGRPOTrainer(PPOTrainerSync):
         rows["uid"] = np.array([f"replay{self.global_steps}x{i}" for i in range(len(planned))], dtype=object)
         self.planned = dict(zip(rows["uid"], planned, strict=True))
         self.questions |= self.planned
-        return tu.get_tensordict(rows)
+        prompts = tu.get_tensordict(rows)
+        tu.assign_non_tensor_data(prompts, "global_steps", self.global_steps)  # as on fresh rows, to be concatenated
+        return prompts
 
     # ---- score and inject ------------------------------------------------------------------------------------------
 
@@ -236,8 +240,7 @@ class ExGRPOTrainer(PPOTrainerSync):
         actor = self.config.actor_rollout_ref.actor
         updates = len(batch) // (actor.ppo_mini_batch_size * self.group_size) * actor.ppo_epochs
         metrics["actor/skipped_updates"] = metrics.get("actor/skipped_updates", 0.0) * updates
-        sums = {name.removeprefix(SUMS): metrics.pop(name) for name in list(metrics) if name.startswith(SUMS)}
-        metrics.update({f"actor/{name}": value for name, value in ratio_metrics(sums).items()})
+        metrics.update(replay_metrics(metrics))
         return batch
 
     # ---- collect and report ----------------------------------------------------------------------------------------
@@ -279,7 +282,8 @@ class ExGRPOTrainer(PPOTrainerSync):
 
     def _load_checkpoint(self) -> None:
         super()._load_checkpoint()
+        # What an interrupted run logged after its last checkpoint never happened; a run from scratch starts a new log.
+        self.metrics_log.rewind(self.global_steps or -1)
         if self.global_steps > 0:
-            self.metrics_log.rewind(self.global_steps)
             if self.replay:
                 self.experience.load(self.global_steps, self.replay, known=self.question_rows)

@@ -15,6 +15,7 @@ WEIGHTINGS = ("gaussian", "uniform", "linear", "sqrt", "linear_clip")
 SELECTIONS = ("lowest_entropy", "highest_entropy", "lowest_perplexity", "random", "newest", "oldest")
 SCORED_SELECTIONS = ("lowest_entropy", "highest_entropy", "lowest_perplexity")
 EVICTIONS = ("oldest", "highest_entropy", "most_reused")
+FINGERPRINT = ("model", "tokenizer", "group_size")
 LOG_PROB_DTYPES = ("float32", "float16")
 
 
@@ -170,7 +171,9 @@ class ExGRPOConfig:
     """All of ExGRPO. `enable: false` is the on-policy Dr.GRPO twin with every other setting equal.
 
     `rho` is the largest share of a step's questions taken from the buffer; `start_threshold` the batch Pass@1 after which
-    replay and collection begin (null: at once); `seed` feeds the one generator behind every draw.
+    replay and collection begin (null: at once); `seed` feeds the one generator behind every draw. On resume,
+    `resume_without_experience` accepts a checkpoint without experience, `resume_fall_back` a damaged one by going back to
+    the newest intact one, and `resume_allow` names what may have changed: model, tokenizer, group_size.
     """
 
     enable: bool = True
@@ -178,6 +181,8 @@ class ExGRPOConfig:
     rho: float = 0.5
     start_threshold: float | None = 0.35
     resume_without_experience: bool = False
+    resume_fall_back: bool = False
+    resume_allow: tuple[str, ...] = ()
     question: QuestionConfig = field(default_factory=QuestionConfig)
     trajectory: TrajectoryConfig = field(default_factory=TrajectoryConfig)
     bookkeeping: BookkeepingConfig = field(default_factory=BookkeepingConfig)
@@ -187,6 +192,8 @@ class ExGRPOConfig:
 
     def __post_init__(self) -> None:
         _require(0 <= self.rho <= 1, f"exgrpo.rho is a share of the batch and must be in [0, 1]; got {self.rho}.")
+        for name in self.resume_allow:
+            _one_of("exgrpo.resume_allow", name, FINGERPRINT)
         _require(self.seed >= 0, f"exgrpo.seed must be at least 0; got {self.seed}.")
         _require(
             self.start_threshold is None or 0 <= self.start_threshold < 1,
@@ -212,6 +219,9 @@ def _convert(hint: type, value, path: str):
     """Check `value` against a field's type; an int is taken for a float, nothing else is converted."""
     if dataclasses.is_dataclass(hint):
         return _build(hint, value, path)
+    if typing.get_origin(hint) is tuple:
+        _require(isinstance(value, list | tuple), f"{path} must be a list; got {value!r}.")
+        return tuple(_convert(typing.get_args(hint)[0], item, path) for item in value)
     allowed = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
     if value is None and type(None) in allowed:
         return None

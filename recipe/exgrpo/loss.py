@@ -85,6 +85,22 @@ def mixed_policy_loss(
 
 
 @torch.no_grad()
+def clip_sums(
+    log_prob: torch.Tensor,
+    behaviour_log_prob: torch.Tensor,
+    advantages: torch.Tensor,
+    mask: torch.Tensor,
+    is_replayed: torch.Tensor,
+    clip: ClipRange,
+) -> dict[str, float]:
+    """Sums over fresh tokens behind verl's `pg_clipfrac` and `ppo_kl`: tokens at the clip, and -log w."""
+    fresh = mask.bool() & ~is_replayed.bool().unsqueeze(-1)
+    ratio = importance_ratio(log_prob, behaviour_log_prob)
+    at_clip = -advantages * ratio.clamp(1 - clip.low, 1 + clip.high) > -advantages * ratio
+    return {"clipped": float(at_clip[fresh].sum()), "kl": float(-ratio[fresh].double().log().sum())}
+
+
+@torch.no_grad()
 def ratio_sums(
     log_prob: torch.Tensor,
     behaviour_log_prob: torch.Tensor,

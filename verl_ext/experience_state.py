@@ -1,0 +1,70 @@
+"""Experience in verl's checkpoints: `global_step_N/experience/`, beside `actor/` and written before verl's tracker file."""
+
+import logging
+from collections.abc import Collection
+from pathlib import Path
+
+from omegaconf import DictConfig
+
+from recipe.exgrpo.config import ExGRPOConfig
+from recipe.exgrpo.replay import ReplayManager
+from verl_ext.checkpoint import ExperienceCheckpointer, model_fingerprint, tokenizer_fingerprint
+from verl_ext.checkpoint_layout import MissingState, folder_of, step_dirs
+
+logger = logging.getLogger(__name__)
+
+
+class ExperienceState:
+    """Saves, loads and prunes the replay manager's state in the step folders of a run."""
+
+    def __init__(self, config: DictConfig, settings: ExGRPOConfig, tokenizer, model_config) -> None:
+        self.config = config
+        self.settings = settings
+        self.root = Path(config.trainer.default_local_dir)
+        fingerprint = {
+            "model": model_fingerprint(model_config),
+            "tokenizer": tokenizer_fingerprint(tokenizer),
+            "group_size": config.actor_rollout_ref.rollout.n,
+        }
+        self.checkpointer = ExperienceCheckpointer(fingerprint)
+
+    def save(self, step: int, replay: ReplayManager) -> None:
+        """Write the state after `step`; returns once it is on disk."""
+        self.checkpointer.save(self.root / f"global_step_{step}", replay.buffer, replay.state())
+
+    def prune(self) -> None:
+        """Drop the experience of checkpoints whose actor verl has pruned (`trainer.max_actor_ckpt_to_keep`)."""
+        keep = [folder for folder in step_dirs(self.root) if (folder / "actor").is_dir()]
+        self.checkpointer.prune(self.root, keep)
+
+    def load(self, step: int, replay: ReplayManager, known: Collection[str]) -> None:
+        """Continue from the checkpoint that verl resumed at `step`; `known` are the question ids of today's dataset.
+
+        Raises ValueError when it has no experience and `exgrpo.resume_without_experience` is false, and the checkpoint's own
+        errors, which name file and reason, when it is damaged or belongs to another model.
+        """
+        folder = self._resumed_folder(step)
+        if self.settings.resume_without_experience and folder_of(folder) is None:
+            logger.warning("%s has no experience; continuing with an empty buffer", folder)
+            return
+        try:
+            buffer, state = self.checkpointer.load(
+                folder, self.settings.buffer, allow=self.settings.resume_allow, fall_back=self.settings.resume_fall_back
+            )
+        except MissingState as error:
+            raise ValueError(
+                f"{error} Set exgrpo.resume_without_experience=true to continue with an empty buffer."
+            ) from error
+        replay.load_state(state, buffer)
+        gone = [question for question in list(buffer.questions) if question not in known]
+        for question in gone:
+            buffer.discard(question)
+        if gone:
+            logger.warning("%d stored questions are no longer in data.train_files and were discarded", len(gone))
+        logger.info("experience of step %d: %s", step, {k: v for k, v in buffer.stats(step).items() if v})
+
+    def _resumed_folder(self, step: int) -> Path:
+        """The folder verl resumed from."""
+        if self.config.trainer.resume_mode == "resume_path":
+            return Path(self.config.trainer.resume_from_path)
+        return self.root / f"global_step_{step}"
