@@ -261,6 +261,10 @@ class ExperienceBuffer:
         self._compact()
         return counts
 
+    def drop_trajectories(self) -> int:
+        """Drop every trajectory, keeping counts and the retired set; returns how many there were."""
+        return self._evict(self._alive())
+
     @property
     def nbytes(self) -> int:
         """Bytes of the live trajectories: tokens, log-probs and row columns. This is what `max_bytes` bounds."""

@@ -8,6 +8,7 @@ Arrays (R live trajectories in insertion order, Q questions, T tokens):
     bucket_members i4 (buckets 0..K, each in draw order), bucket_sizes i8 [K + 1].
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -32,22 +33,23 @@ class Snapshot:
         return self.questions | encode_names(self.names)
 
     def tokens(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Ids and log-probs (as stored) of the rows at positions `rows` (ascending), concatenated."""
+        """Ids and log-probs (as stored) of the rows at positions `rows`, concatenated."""
+        none = np.empty(0, np.int32), np.empty(0, self.meta["log_prob_dtype"])
+        ids, log_probs = zip(none, *self.runs(rows), strict=True)
+        return np.concatenate(ids), np.concatenate(log_probs)
+
+    def runs(self, rows: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """The same without a copy: one pair of views for each run of rows that follow one another in memory."""
+        if not len(rows):
+            return
         segment, offset = (column[rows].astype(np.int64) for column in self.placement)
         length = self.rows["row_length"][rows].astype(np.int64)
-        ids = np.empty(int(length.sum()), np.int32)
-        log_probs = np.empty(len(ids), self.meta["log_prob_dtype"])
-        # Trajectories that follow one another in memory are copied as one run.
         breaks = (segment[1:] != segment[:-1]) | (offset[1:] != offset[:-1] + length[:-1])
-        starts = np.flatnonzero(np.concatenate([[True], breaks])) if len(rows) else np.empty(0, np.int64)
-        to = 0
-        for first, run in zip(starts, np.add.reduceat(length, starts) if len(rows) else [], strict=True):
-            source_ids, source_log_probs = self.segments[int(segment[first])]
+        starts = np.concatenate([[0], np.flatnonzero(breaks) + 1])
+        for first, size in zip(starts.tolist(), np.add.reduceat(length, starts).tolist(), strict=True):
+            ids, log_probs = self.segments[int(segment[first])]
             at = int(offset[first])
-            ids[to : to + run] = source_ids[at : at + run]
-            log_probs[to : to + run] = source_log_probs[at : at + run]
-            to += int(run)
-        return ids, log_probs
+            yield ids[at : at + size], log_probs[at : at + size]
 
 
 def encode_names(names: list[str]) -> dict[str, np.ndarray]:
