@@ -1,8 +1,8 @@
 """End a run that has stopped making progress, instead of waiting for ever.
 
 A vLLM worker that dies while it loads weights leaves verl's trainer in `ray.get` without a time limit. The watchdog
-interrupts the main thread with a signal, whose Python handler raises: `ray.get`, `asyncio.run`, `time.sleep` and locks
-all let it through.
+interrupts the main thread as Ctrl-C would, which `ray.get`, event loops, `time.sleep` and locks all let through, and
+turns that into an error with a name.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ class Watchdog:
 
     Args:
         timeout_s: seconds a guarded section may take; None or 0 guards nothing.
-        grace_s: seconds the section gets to unwind after `StalledError` was raised in it. If it is still there, because
-            it swallows the error or hangs where no Python code runs, the process ends with exit code 86.
+        grace_s: seconds the section gets to unwind after it was interrupted. If it is still there, because it swallows
+            the interrupt or hangs where no Python code runs, the process ends with exit code 86.
 
     Raises:
         ValueError: a negative limit.
@@ -47,29 +47,32 @@ class Watchdog:
 
     @contextmanager
     def guard(self, section: str) -> Iterator[None]:
-        """Raise `StalledError` inside the block when it takes longer than `timeout_s`. Guards may be nested.
+        """Interrupt the block (KeyboardInterrupt) when it takes longer than `timeout_s`. Guards may be nested.
 
         Args:
             section: what the block does, for the message ("weight sync").
 
         Raises:
             RuntimeError: not called from the main thread, which is the only one a signal can interrupt.
-            StalledError: the time is over.
+            StalledError: after the block, which was interrupted.
         """
         if self.timeout_s is None:
             yield
             return
         if threading.current_thread() is not threading.main_thread():
             raise RuntimeError(f"the watchdog can guard {section!r} in the main thread only.")
-        done, stalls, previous = threading.Event(), [], signal.getsignal(SIGNAL)
+        stalls: list[str] = []
+        try:
+            with _interruptible(stalls), self._watching(section, stalls):
+                yield
+        except BaseException as error:
+            if not stalls:  # the section's own error, an outer guard's interrupt, or a person's
+                raise
+            raise StalledError(stalls[0]) from error
 
-        def interrupt(signum, frame):
-            if stalls:
-                raise StalledError(stalls[0])
-            if callable(previous):  # the signal is for an outer guard
-                previous(signum, frame)
-
-        signal.signal(SIGNAL, interrupt)
+    @contextmanager
+    def _watching(self, section: str, stalls: list[str]) -> Iterator[None]:
+        done = threading.Event()
         arguments = (section, done, stalls)
         watch = threading.Thread(target=self._watch, args=arguments, name=f"watchdog: {section}", daemon=True)
         watch.start()
@@ -79,9 +82,8 @@ class Watchdog:
             try:
                 done.set()
                 watch.join()
-            finally:  # the signal may raise in the two lines above
+            finally:  # the signal may arrive in the two lines above
                 done.set()
-                signal.signal(SIGNAL, previous)
 
     def _watch(self, section: str, done: threading.Event, stalls: list[str]) -> None:
         if done.wait(self.timeout_s):
@@ -99,6 +101,27 @@ class Watchdog:
             "".join(_main_stack()),
         )
         os._exit(EXIT_CODE)
+
+
+@contextmanager
+def _interruptible(stalls: list[str]) -> Iterator[None]:
+    """Raise KeyboardInterrupt in the main thread when the signal arrives and there is a stall.
+
+    No other exception gets out of `ray.get`, which looks for signals itself, and of uvloop's event loop.
+    """
+    previous = signal.getsignal(SIGNAL)
+
+    def interrupt(signum, frame):
+        if stalls:
+            raise KeyboardInterrupt
+        if callable(previous):  # the signal is for an outer guard
+            previous(signum, frame)
+
+    signal.signal(SIGNAL, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(SIGNAL, previous)
 
 
 def _main_stack() -> list[str]:

@@ -61,6 +61,18 @@ def test_errors_of_the_section_pass_through():
         raise KeyError("x")
 
 
+def test_a_section_that_turns_the_interrupt_into_another_error_has_stalled_all_the_same():
+    def update():
+        try:
+            time.sleep(30)
+        finally:
+            raise OSError("connection lost")
+
+    with pytest.raises(StalledError, match="weight sync") as stalled, Watchdog(0.2).guard("weight sync"):
+        update()
+    assert isinstance(stalled.value.__cause__, OSError)
+
+
 def test_an_outer_guard_still_works_after_an_inner_one():
     def step():
         with Watchdog(5).guard("rollout"):
@@ -99,15 +111,20 @@ def test_negative_limits_are_refused(limits):
         Watchdog(**limits)
 
 
-def test_a_section_that_swallows_the_error_ends_the_process():
+def test_ctrl_c_stays_ctrl_c():
+    with pytest.raises(KeyboardInterrupt), Watchdog(5).guard("rollout"):
+        signal.raise_signal(signal.SIGINT)
+
+
+def test_a_section_that_swallows_the_interrupt_ends_the_process():
     code = """
         import time
-        from verl_ext.watchdog import StalledError, Watchdog
+        from verl_ext.watchdog import Watchdog
 
         with Watchdog(0.2, grace_s=0.3).guard("weight sync"):
             try:
                 time.sleep(30)
-            except StalledError:
+            except KeyboardInterrupt:
                 print("swallowed", flush=True)
             time.sleep(30)
     """

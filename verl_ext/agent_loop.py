@@ -1,0 +1,69 @@
+"""Single-turn rollout whose sampling seeds follow from the run, so that a run can be repeated.
+
+Selected by `actor_rollout_ref.rollout.agent.default_agent_loop=exgrpo_seeded_single_turn` with `agent_loop_config_path`
+naming `agent_loops.yaml` beside this file. verl's own switch, `full_determinism`, gives every request one seed, so that
+all members of a group would be the same response.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Any
+
+from verl.experimental.agent_loop.agent_loop import AgentLoopOutput
+from verl.experimental.agent_loop.single_turn_agent_loop import SingleTurnAgentLoop
+
+SEED_BITS = 63  # vLLM takes a signed 64-bit integer
+
+
+def request_seed(run_seed: int, step: int, question: str, session: int) -> int:
+    """The sampling seed of one request, in [0, 2**63): a hash, so it is the same in every process and machine.
+
+    Args:
+        run_seed: seed of the run.
+        step: global step whose policy answers.
+        question: stable id of the question.
+        session: index of the response within its group, 0 to K-1.
+    """
+    key = f"{run_seed}\x1f{step}\x1f{session}\x1f{question}".encode()
+    digest = hashlib.blake2b(key, digest_size=8, person=b"exgrpo").digest()
+    return int.from_bytes(digest, "big") >> (64 - SEED_BITS)
+
+
+def run_seed_of(config: Any) -> int:
+    """The run's seed: `exgrpo.seed`, or `data.seed` where there is none.
+
+    Raises:
+        ValueError: neither is set.
+    """
+    for section in ("exgrpo", "data"):
+        seed = (config.get(section) or {}).get("seed")
+        if seed is not None:
+            return int(seed)
+    raise ValueError("seeded rollouts need a seed: set exgrpo.seed or data.seed.")
+
+
+def question_key(fields: dict[str, Any]) -> str:
+    """What tells one dataset row from another: the question id, and the row's index.
+
+    The index keeps rows that repeat a question (as benchmarks scored over several samples do) apart.
+    """
+    extra = fields.get("extra_info") or {}
+    question = extra.get("question_id", "")
+    return f"{question}/{fields.get('index', extra.get('index', ''))}"
+
+
+class SeededSingleTurnAgentLoop(SingleTurnAgentLoop):
+    """verl's single-turn loop with a sampling seed of its own for each request, in training and validation."""
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self._run_seed = run_seed_of(self.config)
+
+    async def run(self, sampling_params: dict[str, Any], **kwargs) -> AgentLoopOutput:
+        """Sample one response; `kwargs` are the row's fields and verl's `global_steps` and `session_id`."""
+        seed = request_seed(
+            self._run_seed, int(kwargs["global_steps"]), question_key(kwargs), int(kwargs["session_id"])
+        )
+        # The sessions of a group share one dictionary.
+        return await super().run({**sampling_params, "seed": seed}, **kwargs)
