@@ -58,10 +58,11 @@ def collect(
     if chosen:
         keys = [key for _, key in chosen]
         data = tq.kv_batch_get(
-            keys=keys, partition_id=batch.partition_id, select_fields=["responses", "response_mask", "old_log_probs"]
+            keys=keys, partition_id=batch.partition_id, select_fields=["responses", "loss_mask", "old_log_probs"]
         )
         for i, (question, key) in enumerate(chosen):
-            _check_plain(data["response_mask"][i], key)
+            # Not `response_mask`, from which verl's rollout correction takes the tokens that it rejects.
+            _check_plain(data["loss_mask"][i], key)
             replay.store(
                 question, data["responses"][i].numpy(), data["old_log_probs"][i].float().numpy(), rewards[key], step
             )
