@@ -9,7 +9,8 @@ from omegaconf import DictConfig
 from recipe.exgrpo.config import ExGRPOConfig
 from recipe.exgrpo.replay import ReplayManager
 from verl_ext.checkpoint import ExperienceCheckpointer, model_fingerprint, tokenizer_fingerprint
-from verl_ext.checkpoint_layout import MissingState, folder_of, step_dirs
+from verl_ext.checkpoint_layout import folder_of, step_dirs
+from verl_ext.tensor_file import MissingState
 
 logger = logging.getLogger(__name__)
 
@@ -56,7 +57,7 @@ class ExperienceState:
                 f"{error} Set exgrpo.resume_without_experience=true to continue with an empty buffer."
             ) from error
         replay.load_state(state, buffer)
-        gone = [question for question in list(buffer.questions) if question not in known]
+        gone = [question for question in list(buffer.questions()) if question not in known]
         for question in gone:
             buffer.discard(question)
         if gone:

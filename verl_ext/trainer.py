@@ -11,7 +11,6 @@ from pathlib import Path
 
 import numpy as np
 import ray
-import torch
 import transfer_queue as tq
 from omegaconf import DictConfig, OmegaConf, open_dict
 from tensordict import TensorDict
@@ -69,6 +68,7 @@ class ExGRPOTrainer(PPOTrainerSync):
         self.planned: dict[str, str] = {}  # the part of it that is replayed
         self.replays: list[Replay] = []
         self.passed_over = 0
+        self.reuse_retired = False
         self.scoring_waste = 0.0
         with open_dict(config):
             # verl derives its asynchronous code paths from any name other than this one.
@@ -125,17 +125,16 @@ class ExGRPOTrainer(PPOTrainerSync):
     # ---- plan and fetch --------------------------------------------------------------------------------------------
 
     def _fetch_one_gen_batch(self) -> TensorDict:
-        """One fresh question, passing over those retired or replayed this step; any question once all are."""
+        """One fresh question, passing over those retired or already in this step; any question once none is left."""
         if self.replay is None:
             return super()._fetch_one_gen_batch()
         for _ in range(len(self.train_dataset)):
             row = super()._fetch_one_gen_batch()
             question = question_id(row["extra_info"][0])
-            if not self.replay.buffer.is_retired(question) and question not in self.planned.values():
+            retired = self.replay.buffer.is_retired(question) and not self.reuse_retired
+            if not retired and question not in self.questions.values():
                 break
             self.passed_over += 1
-        else:
-            logger.warning("every question is retired or replayed; training on %s all the same", question)
         self.questions[row["uid"][0]] = question
         return row
 
@@ -146,6 +145,7 @@ class ExGRPOTrainer(PPOTrainerSync):
         self.questions, self.planned, self.replays, self.passed_over = {}, {}, [], 0
         size = self.config.data.train_batch_size
         planned = self.replay.plan(size)
+        self.reuse_retired = self._unretired() < size
         parts = [self._replayed_prompts(planned)] if planned else []
         if size > len(planned):
             parts.append(super()._next_train_batch(size - len(planned)))
@@ -157,6 +157,13 @@ class ExGRPOTrainer(PPOTrainerSync):
         tu.assign_non_tensor_data(batch, "global_steps", self.global_steps)
         tu.assign_non_tensor_stack(batch, "__rollout_n__", rollouts)
         return batch
+
+    def _unretired(self) -> int:
+        """Questions of the dataset that are not retired; warns when they no longer fill a batch."""
+        left = len(self.question_rows) - len(self.replay.buffer.retired)
+        if left < self.config.data.train_batch_size:
+            logger.warning("only %d questions are not retired; training on retired ones again", left)
+        return left
 
     def _replayed_prompts(self, planned: list[str]) -> TensorDict:
         """Dataset rows of the planned questions, each with a uid of its own."""
@@ -284,6 +291,5 @@ class ExGRPOTrainer(PPOTrainerSync):
         super()._load_checkpoint()
         # What an interrupted run logged after its last checkpoint never happened; a run from scratch starts a new log.
         self.metrics_log.rewind(self.global_steps or -1)
-        if self.global_steps > 0:
-            if self.replay:
-                self.experience.load(self.global_steps, self.replay, known=self.question_rows)
+        if self.replay and self.global_steps > 0:
+            self.experience.load(self.global_steps, self.replay, known=self.question_rows)

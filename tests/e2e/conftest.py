@@ -1,0 +1,84 @@
+"""Runs of the real stack (Ray, TransferQueue, FSDP2, vLLM) on the embedded toy task, shared between end-to-end tests."""
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+LIMIT_S = 480
+
+# Small and quick: replay from the first step it can, two updates a step, fixed sampling seeds, every row dumped.
+QUICK = (
+    "data.train_batch_size=8",
+    "actor_rollout_ref.actor.ppo_mini_batch_size=4",
+    "exgrpo.start_threshold=null",
+    "trainer.test_freq=-1",
+    "trainer.val_before_train=false",
+)
+
+
+@dataclass(frozen=True)
+class Run:
+    """A finished run: its folder, exit code and console output."""
+
+    folder: Path
+    code: int
+    output: str
+
+    @property
+    def metrics(self) -> dict[int, dict]:
+        """Metrics by step."""
+        rows = [json.loads(line) for line in (self.folder / "metrics.jsonl").read_text().splitlines()]
+        return {row["step"]: row for row in rows}
+
+    def rows(self, step: int) -> list[dict]:
+        """verl's own dump of the rows trained on: `uid` (the row's key), `input`, `output`, `score`."""
+        return [json.loads(line) for line in (self.folder / "rollouts" / f"{step}.jsonl").read_text().splitlines()]
+
+
+def run_toy(folder: Path, steps: int, *overrides: str, limit_s: float = LIMIT_S) -> Run:
+    """Train on the toy task through the launch script a user would call."""
+    env = os.environ | {"RUN": str(folder), "STEPS": str(steps), "PYTHON": sys.executable}
+    dump = f"trainer.rollout_data_dir={folder}/rollouts"
+    command = ["bash", "scripts/run_exgrpo_toy_cpu.sh", *QUICK, dump, *overrides]
+    process = subprocess.run(
+        command, cwd=ROOT, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=limit_s
+    )
+    return Run(folder, process.returncode, process.stdout)
+
+
+@pytest.fixture(scope="session")
+def toy():
+    """toy(folder, steps, *overrides) -> Run, a finished run of the launch script."""
+    return run_toy
+
+
+@pytest.fixture
+def start_toy(tmp_path):
+    """start_toy(folder, *overrides) -> a process that is still running, its output in `tmp_path / "log"`."""
+    started = []
+
+    def start(folder: Path, *overrides: str) -> subprocess.Popen:
+        with (tmp_path / "log").open("w") as log:
+            command = ["bash", "scripts/run_exgrpo_toy_cpu.sh", *QUICK, *overrides]
+            env = os.environ | {"RUN": str(folder), "STEPS": "1000", "PYTHON": sys.executable}
+            started.append(subprocess.Popen(command, cwd=ROOT, env=env, stdout=log, stderr=subprocess.STDOUT))
+        return started[-1]
+
+    yield start
+    for process in started:
+        if process.poll() is None:
+            process.kill()
+
+
+@pytest.fixture(scope="session")
+def replay_run(tmp_path_factory) -> Run:
+    """Six steps of ExGRPO with a checkpoint after every second."""
+    run = run_toy(tmp_path_factory.mktemp("replay") / "run", 6, "trainer.save_freq=2")
+    assert run.code == 0, run.output[-4000:]
+    return run
