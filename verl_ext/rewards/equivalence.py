@@ -28,6 +28,7 @@ _NORMALIZATION = NormalizationConfig(
 )
 _MATH_DELIMITER = re.compile(r"(?<!\\)\$|\\[()\[\]]")
 _SCIENTIFIC = re.compile(r"([+-]?\d+(?:\.\d+)?)[eE]([+-]?\d+)")
+_POINT = re.compile(r"(?<=\d)\.(?=[/)*+])|\.+$")  # of "-1./3" and at the end of a sentence
 _PERCENT = re.compile(r"(.*\d)\s*\\?%", re.DOTALL)
 _JOINT = re.compile(r"(?<![\\<>!])=|\\(?:to|implies|iff|approx|equiv|(?:[lL]ong)?[rR]ightarrow)(?![A-Za-z])")
 
@@ -55,7 +56,7 @@ def grade_text(text: str, gold: str) -> tuple[bool, str]:
 
 def parse_answer(answer: str) -> list[Basic | str]:
     """[SymPy expression, normalised LaTeX] of an answer; only the LaTeX if it is not mathematics; [] if it is empty."""
-    answer = _MATH_DELIMITER.sub("", answer).strip()
+    answer = _POINT.sub("", _MATH_DELIMITER.sub("", answer).strip())
     percent = _PERCENT.fullmatch(answer)
     number = percent.group(1) if percent else answer
     latex = normalize_latex(_SCIENTIFIC.sub(r"\1 \\times 10^{\2}", number), _NORMALIZATION)
@@ -66,6 +67,14 @@ def parse_answer(answer: str) -> list[Basic | str]:
     except Exception:  # noqa: BLE001 - the grammar raises many types on text that is not mathematics
         return [latex]
     return [convert_to_pct(expression) if percent else expression, latex]
+
+
+def grade_golds(golds: list[str]) -> list[tuple[bool, bool]]:
+    """For each gold answer: whether it is equivalent to itself, and whether Math-Verify reads it as mathematics.
+
+    One that it does not read equals only the same text. Raises ValueError if one cannot be parsed.
+    """
+    return [(grade_answer(gold, gold)[0], len(parse_answer(gold)) == 2) for gold in golds]
 
 
 @lru_cache(maxsize=256)

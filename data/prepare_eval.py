@@ -1,0 +1,154 @@
+"""The paper's benchmarks -> one parquet file each, with options shuffled and samples per question set.
+
+    python data/prepare_eval.py --benchmarks aime24,aime25,amc23,math500,minerva,olympiadbench \\
+        --source ../shared/data/eval --template thought --out data/parquet/eval
+    python data/prepare_eval.py --benchmarks aime24,math500 --source DIR --out DIR --validation-size 2200
+
+`--source DIR` holds one file per benchmark (aime24.jsonl or aime.jsonl, ...); without it the hub is asked. Nothing is
+dropped from a benchmark: duplicates and gold answers that do not grade as equal to themselves are reported.
+`--validation-size N` also writes validation.parquet, a mix for validation during training. Exit code 2 and one sentence
+on bad input.
+"""
+
+import argparse
+import random
+import sys
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import Progress
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that the file also runs as a script
+
+from data import checks
+from data.catalog import QuestionSet, benchmarks
+from data.errors import DataError, exit_with_sentence
+from data.output import write_dataset
+from data.prompts import PromptTemplate, load_template, template_names
+from data.records import Record, verl_row
+from data.sources import SUFFIXES, HubSource, LocalSource, open_source
+
+SHUFFLE_SEED = 0
+EXAMPLES = 50
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__.partition("\n")[0], epilog=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--benchmarks", required=True, help=f"comma-separated: {','.join(benchmarks(SHUFFLE_SEED))}")
+    parser.add_argument("--source", type=Path, help="folder with a file per benchmark; default: the hub")
+    parser.add_argument("--template", default="thought", choices=template_names())
+    parser.add_argument("--out", type=Path, required=True, help="folder for <benchmark>.parquet")
+    parser.add_argument("--seed", type=int, default=SHUFFLE_SEED, help="of the order of options and the validation mix")
+    parser.add_argument("--validation-size", type=int, default=0, help="also write a mix of so many questions")
+    parser.add_argument("--workers", type=int, default=2, help="processes that grade gold answers")
+    return parser.parse_args()
+
+
+def chosen_benchmarks(names: str, seed: int) -> list[QuestionSet]:
+    """The named benchmarks, each once. Raises DataError for an unknown name."""
+    known = benchmarks(seed)
+    chosen = list(dict.fromkeys(name.strip() for name in names.split(",") if name.strip()))
+    for name in chosen:
+        if name not in known:
+            raise DataError(f"--benchmarks: {name!r} is not one of {', '.join(known)}")
+    if not chosen:
+        raise DataError("--benchmarks names none")
+    return [known[name] for name in chosen]
+
+
+def find_source(benchmark: QuestionSet, folder: Path | None) -> LocalSource | HubSource:
+    """The benchmark's file or saved folder in `folder`, or the hub. Raises DataError if the folder lacks it."""
+    if folder is None:
+        return HubSource(benchmark.hub_id, benchmark.config, benchmark.split)
+    for name in benchmark.local_names:
+        for suffix in (*SUFFIXES, ""):
+            path = folder / (name + suffix)
+            if path.exists():
+                return open_source(str(path), split=benchmark.split)
+    names = ", ".join(benchmark.local_names)
+    raise DataError(f"{folder}: no file for {benchmark.data_source} (one of {names} with {', '.join(SUFFIXES)})")
+
+
+def read_benchmark(benchmark: QuestionSet, source: LocalSource | HubSource) -> list[Record]:
+    """Every question. Raises DataError for one without a question or an answer: a benchmark is not trimmed."""
+    records = []
+    for index, (where, row) in enumerate(source.rows()):
+        question, answer = (text.strip() for text in benchmark.read(row, where))
+        if not question or not answer:
+            raise DataError(f"{where}: the {'answer' if question else 'question'} is empty")
+        records.append(Record(question, answer, index))
+    if not records:
+        raise DataError(f"{benchmark.data_source}: the source has no rows")
+    return records
+
+
+def prepare(benchmark: QuestionSet, args: argparse.Namespace, template: PromptTemplate) -> list[dict[str, Any]]:
+    """Write one benchmark and its manifest; returns its rows."""
+    source = find_source(benchmark, args.source)
+    records = read_benchmark(benchmark, source)
+    with Progress(console=Console(stderr=True)) as progress:
+        task = progress.add_task(benchmark.data_source, total=len({record.answer for record in records}))
+        status = checks.check_golds(
+            (record.answer for record in records),
+            benchmark.data_source,
+            args.workers,
+            lambda n: progress.advance(task, n),
+        )
+    repeated = [i for i, count in Counter(record.question_id for record in records).items() if count > 1]
+    manifest = {
+        "data_source": benchmark.data_source,
+        "template": template.name,
+        "source": source.describe(),
+        "n_samples": benchmark.n_samples,
+        "seed": args.seed,
+        "repeated_questions": repeated,
+        "gold_answers": checks.gold_report(status, EXAMPLES),
+    }
+    rows = [verl_row(record, benchmark.data_source, "test", template, benchmark.n_samples) for record in records]
+    report(write_dataset(rows, args.out / f"{benchmark.data_source}.parquet", manifest))
+    return rows
+
+
+def validation_mix(rows: list[dict[str, Any]], size: int, seed: int) -> list[dict[str, Any]]:
+    """At most `size` of all rows, one sample each: every benchmark in proportion, in the benchmarks' order.
+
+    The paper validates on 2.2k questions (App. E.1) and does not say which; this composition is ours.
+    """
+    chosen = sorted(random.Random(seed).sample(range(len(rows)), min(size, len(rows))))
+    return [rows[i] | {"extra_info": rows[i]["extra_info"] | {"n_samples": 1}} for i in chosen]
+
+
+def report(manifest: dict[str, Any]) -> None:
+    """The counts, for the person who waited."""
+    print(f"{manifest['file']}: {manifest['rows']} questions, {manifest['n_samples']} samples each")
+    for kind, answers in manifest["gold_answers"]["answers"].items():
+        print(f"  gold answers {kind}: {answers}")
+    if manifest["repeated_questions"]:
+        print(f"  {len(manifest['repeated_questions'])} questions occur more than once")
+
+
+def main() -> None:
+    args = parse_arguments()
+    chosen = chosen_benchmarks(args.benchmarks, args.seed)
+    template = load_template(args.template)
+    if args.source is not None and not args.source.is_dir():
+        raise DataError(f"--source {args.source}: there is no such folder")
+    rows = [row for benchmark in chosen for row in prepare(benchmark, args, template)]
+    if args.validation_size:
+        mix = validation_mix(rows, args.validation_size, args.seed)
+        manifest = {
+            "template": template.name,
+            "seed": args.seed,
+            "n_samples": 1,
+            "questions": dict(Counter(row["data_source"] for row in mix)),
+        }
+        write_dataset(mix, args.out / "validation.parquet", manifest)
+        print(f"validation.parquet: {len(mix)} questions, {manifest['questions']}")
+
+
+if __name__ == "__main__":
+    exit_with_sentence(main)
