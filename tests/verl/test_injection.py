@@ -1,13 +1,19 @@
 """Injection into a real TransferQueue, without a model: rows written by verl's agent loop, read back as verl reads them."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
+from omegaconf import OmegaConf
 from tensordict import TensorDict
 from verl.trainer.ppo.padding_utils import upsample_batch_to_divisible_size
 
+from recipe.exgrpo.config import ExGRPOConfig
+from recipe.exgrpo.replay import ReplayManager
 from verl_ext.collection import fresh_keys, read_rewards
 from verl_ext.injection import Replay, inject, nested, read_rows, siblings, write_behaviour_log_probs
+from verl_ext.trainer import ExGRPOTrainer
 
 K = 4
 # uid -> response lengths of its rollouts; replayed questions have K - 1.
@@ -270,3 +276,91 @@ def test_writing_no_behaviour_log_probs_changes_nothing(rollouts, transfer_queue
     put_old_log_probs(transfer_queue, [key], [2])
     write_behaviour_log_probs([], "train")
     assert rollouts.read([key], "old_log_probs")[key]["old_log_probs"].tolist() == [-9.0, -9.0]
+
+
+# ---- the trainer's part
+
+
+class ScoringWorkers:
+    """Stands in for the worker group: entropy falls with the first response token, and sequences are kept to look at."""
+
+    def __init__(self, ranks):
+        self._dispatch_info = {"actor": list(range(ranks))}
+        self.seen = []
+
+    def score_candidates(self, batch):
+        self.seen += [row.tolist() for row in batch["input_ids"].unbind()]
+        entropy = torch.tensor([1 / float(row[0]) for row in batch["responses"].unbind()], dtype=torch.float64)
+        tokens = torch.full((len(batch),), float(batch["input_ids"].values().numel() / len(batch)), dtype=torch.float64)
+        columns = {"entropy": entropy, "nll": -entropy, "tokens_forwarded": tokens}
+        return TensorDict(columns, batch_size=len(batch))
+
+
+def trainer_at_injection(planned: dict[str, str], select="lowest_entropy", ranks=1, **stored):
+    """A trainer as it stands when the rollouts of a step have come back; `stored` are first tokens by question."""
+    settings = ExGRPOConfig.from_mapping({"start_threshold": None, "rho": 1.0, "trajectory": {"select": select}})
+    replay = ReplayManager(settings, K)
+    for question, firsts in stored.items():
+        replay.buffer.record(question, 2)
+        for first in firsts:
+            replay.buffer.add(question, [first, *range(first % 3)], -np.ones(1 + first % 3) * first / 64, 1.0, step=3)
+    assert sorted(replay.plan(len(planned))) == sorted(planned.values())
+    trainer = object.__new__(ExGRPOTrainer)  # its constructor starts the whole stack
+    trainer.settings, trainer.replay, trainer.group_size = settings, replay, K
+    trainer.planned, trainer.replays, trainer.global_steps, trainer.timing_raw = planned, [], 7, {}
+    trainer.questions = {uid: uid for uid in PLAN} | planned
+    trainer.actor_rollout_wg = ScoringWorkers(ranks)
+    trainer.config = OmegaConf.create(
+        {
+            "actor_rollout_ref": {
+                "rollout": {"temperature": 1.0, "log_prob_max_token_len_per_gpu": 64},
+                "model": {"use_remove_padding": True},
+            }
+        }
+    )
+    return trainer
+
+
+PLANNED = {"replay7x0": "first", "replay7x1": "second"}
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_each_question_gets_its_own_best_trajectory_after_its_own_prompt(step, ranks):
+    rollouts, _ = step
+    trainer = trainer_at_injection(PLANNED, ranks=ranks, first=[205, 231, 210], second=[250, 240])
+    batch = trainer._inject(rollouts.batch())
+    rows = rollouts.read(batch.keys)
+    assert rows["replay7x0_3_0"]["responses"].tolist() == [231]
+    assert rows["replay7x1_3_0"]["responses"].tolist() == [250, 0]
+    expected = {
+        tuple(PROMPTS[uid] + [first, *range(first % 3)])
+        for uid, firsts in {"replay7x0": [205, 231, 210], "replay7x1": [250, 240]}.items()
+        for first in firsts
+    }
+    assert {tuple(row) for row in trainer.actor_rollout_wg.seen} == expected
+    assert (trainer.replay.report.scored, trainer.replay.report.replayed) == (5, 2)
+    assert [replay.trajectory.question for replay in trainer.replays] == ["first", "second"]
+
+
+@pytest.mark.parametrize("select", ["lowest_entropy", "oldest"])
+def test_a_question_whose_rollouts_all_failed_is_skipped(rollouts, select):
+    # Alone in its group, the replayed trajectory would get its reward for an advantage.
+    for uid, lengths in PLAN.items():
+        for session, length in enumerate(lengths if uid != "replay7x0" else []):
+            rollouts.add(uid, session, [5] * length, 0.0, prompt=PROMPTS[uid])
+    trainer = trainer_at_injection(PLANNED, select, first=[205], second=[250, 240])
+    batch = trainer._inject(rollouts.batch())
+    assert "replay7x0" not in siblings(batch.keys)
+    assert len(siblings(batch.keys)["replay7x1"]) == K
+    assert [replay.key for replay in trainer.replays] == ["replay7x1_3_0"]
+    metrics = trainer.replay.metrics(7)
+    assert (metrics["planned_questions"], metrics["replayed_questions"], metrics["skipped_replays"]) == (2, 1, 1)
+    assert trainer.replay.buffer.trajectory(int(trainer.replay.buffer.rows("first")[0])).use_count == 0
+
+
+def test_rules_that_need_no_scores_call_no_worker(step):
+    trainer = trainer_at_injection(PLANNED, "newest", first=[205, 231], second=[250, 240])
+    trainer.actor_rollout_wg = SimpleNamespace()
+    rows = step[0].read(trainer._inject(step[0].batch()).keys)
+    assert rows["replay7x0_3_0"]["responses"].tolist() == [231]
+    assert rows["replay7x1_3_0"]["responses"].tolist() == [240]
