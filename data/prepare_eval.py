@@ -86,9 +86,10 @@ def read_benchmark(benchmark: QuestionSet, source: LocalSource | HubSource) -> l
     return records
 
 
-def prepare(benchmark: QuestionSet, args: argparse.Namespace, template: PromptTemplate) -> list[dict[str, Any]]:
+def prepare(
+    benchmark: QuestionSet, source: LocalSource | HubSource, args: argparse.Namespace, template: PromptTemplate
+) -> list[dict[str, Any]]:
     """Write one benchmark and its manifest; returns its rows."""
-    source = find_source(benchmark, args.source)
     records = read_benchmark(benchmark, source)
     with Progress(console=Console(stderr=True)) as progress:
         task = progress.add_task(benchmark.data_source, total=len({record.answer for record in records}))
@@ -137,7 +138,12 @@ def main() -> None:
     template = load_template(args.template)
     if args.source is not None and not args.source.is_dir():
         raise DataError(f"--source {args.source}: there is no such folder")
-    rows = [row for benchmark in chosen for row in prepare(benchmark, args, template)]
+    sources = [find_source(benchmark, args.source) for benchmark in chosen]
+    rows = [
+        row
+        for benchmark, source in zip(chosen, sources, strict=True)
+        for row in prepare(benchmark, source, args, template)
+    ]
     if args.validation_size:
         mix = validation_mix(rows, args.validation_size, args.seed)
         manifest = {

@@ -131,7 +131,7 @@ def _read_csv(path: Path) -> Iterator[Row]:
                     raise DataError(f"{where}: the number of fields differs from the header's {len(reader.fieldnames)}")
                 yield where, row
         except csv.Error as error:
-            raise DataError(f"{path.name}, line {reader.line_num}: not valid CSV ({error})") from None
+            raise DataError(f"{path.name}, line {reader.reader.line_num}: not valid CSV ({error})") from None
         except UnicodeDecodeError:
             raise DataError(f"{path.name}, after line {reader.line_num}: not UTF-8 text") from None
 

@@ -1,0 +1,358 @@
+"""data/prepare_train.py: what is written, what is dropped, what is reported, and how bad input is refused."""
+
+import csv
+import hashlib
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import datasets
+import pyarrow.parquet as pq
+import pytest
+
+from data import prepare_train
+from data.errors import DataError, exit_with_sentence
+from data.records import Record, lookup, question_id
+from data.sources import HubSource
+
+REPO = Path(__file__).resolve().parents[2]
+QUESTION = "Ann has {} apples and gives away two of them to her friends at school today, how many are left?"
+ROWS = [{"question": QUESTION.format(i), "answer": f"She has {i}-2={i - 2}.\n#### {i - 2}"} for i in range(3, 23)]
+
+
+def write_jsonl(path: Path, rows: list) -> Path:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return path
+
+
+@pytest.fixture
+def prepare(tmp_path, monkeypatch):
+    """Runs the script; returns its exit code, the rows written and the manifest."""
+
+    def run(*arguments: str, out: str = "out.parquet", dataset: str = "gsm8k"):
+        path = tmp_path / "written" / out
+        command = ["prepare_train.py", "--dataset", dataset, "--template", "qwen_boxed", "--out", str(path)]
+        monkeypatch.setattr(sys, "argv", [*command, *map(str, arguments)])
+        try:
+            exit_with_sentence(prepare_train.main)
+        except SystemExit as ending:
+            return ending.code, None, None
+        manifest = json.loads(path.with_suffix(".manifest.json").read_text())
+        return 0, pq.read_table(path).to_pylist(), manifest
+
+    return run
+
+
+@pytest.fixture
+def custom(prepare, tmp_path):
+    """Prepares rows given as {"q": ..., "a": ...}."""
+
+    def run(rows: list, *arguments: str):
+        source = write_jsonl(tmp_path / "rows.jsonl", rows)
+        keys = ["--source", str(source), "--question-key", "q", "--answer-key", "a"]
+        return prepare(*keys, *arguments, dataset="custom")
+
+    return run
+
+
+def test_rows_are_in_verls_schema(prepare, tmp_path):
+    source = write_jsonl(tmp_path / "train.jsonl", ROWS)
+    code, rows, manifest = prepare("--source", source)
+    assert (code, len(rows), manifest["rows"], manifest["rows_read"]) == (0, 20, 20, 20)
+    assert rows[1] == {
+        "data_source": "gsm8k",
+        "prompt": [
+            {"role": "system", "content": "Please reason step by step, and put your final answer within \\boxed{}."},
+            {"role": "user", "content": QUESTION.format(4)},
+        ],
+        "ability": "math",
+        "reward_model": {"style": "rule", "ground_truth": "2"},
+        "extra_info": {
+            "split": "train",
+            "index": 1,
+            "question_id": question_id(QUESTION.format(4), "2"),
+            "think_format": False,
+        },
+    }
+
+
+def test_the_manifest_identifies_source_and_output(prepare, tmp_path):
+    source = write_jsonl(tmp_path / "train.jsonl", ROWS)
+    _, _, manifest = prepare("--source", source)
+    out = tmp_path / "written" / "out.parquet"
+    assert manifest["source"]["sha256"] == hashlib.sha256(source.read_bytes()).hexdigest()
+    assert manifest["sha256"] == hashlib.sha256(out.read_bytes()).hexdigest()
+    assert (manifest["template"], manifest["data_source"]) == ("qwen_boxed", "gsm8k")
+
+
+def test_same_input_same_bytes(prepare, tmp_path):
+    source = write_jsonl(tmp_path / "train.jsonl", ROWS)
+    prepare("--source", source, out="a.parquet")
+    prepare("--source", source, out="b.parquet")
+    written = tmp_path / "written"
+    assert (written / "a.parquet").read_bytes() == (written / "b.parquet").read_bytes()
+    a, b = (json.loads((written / f"{name}.manifest.json").read_text()) for name in "ab")
+    assert a | {"file": ""} == b | {"file": ""}
+
+
+def test_question_ids_do_not_depend_on_order_template_or_run(prepare, tmp_path):
+    _, rows, _ = prepare("--source", write_jsonl(tmp_path / "train.jsonl", ROWS))
+    _, turned, _ = prepare("--source", write_jsonl(tmp_path / "train.jsonl", ROWS[::-1]), "--template", "plain")
+    ids = [row["extra_info"]["question_id"] for row in rows]
+    assert ids == [row["extra_info"]["question_id"] for row in turned][::-1]
+    assert len(set(ids)) == 20
+    assert question_id("What is  1+1?", "2 ") == question_id("What\nis 1+1? ", "2")
+    assert question_id("What is 1+1?", "2") == "c5db44e13cc63769a93670b8de90bcf0"  # fixed: buffers are keyed by it
+
+
+def test_drops_are_counted_by_reason(custom):
+    rows = [
+        {"q": "one plus one", "a": "2"},
+        {"q": " one  plus\none ", "a": "2"},
+        {"q": "one plus one", "a": "3"},
+        {"q": "", "a": "2"},
+        {"q": "nothing", "a": " "},
+        {"q": "null", "a": None},
+        {"q": "long " * 2000, "a": "2"},
+        {"q": "giant", "a": "9" * 2000},
+        {"q": "blank mathematics", "a": "$$"},
+        {"q": "a list", "a": "1, 2"},
+        {"q": "a number", "a": 2.5},
+    ]
+    code, written, manifest = custom(rows)
+    assert code == 0
+    assert [row["reward_model"]["ground_truth"] for row in written] == ["2", "1, 2", "2.5"]
+    assert manifest["dropped"] == {
+        "answer unverifiable": 2,
+        "duplicate": 1,
+        "duplicate with another answer": 1,
+        "empty answer": 2,
+        "empty question": 1,
+        "prompt over the limit": 1,
+    }
+    assert manifest["conflicting_duplicates"] == [{"kept": 0, "dropped": 2, "answers": ["2", "3"]}]
+    assert manifest["gold_answers"]["answers"]["unverifiable"] == ["9" * 2000, "$$"]
+    assert manifest["rows"] + sum(manifest["dropped"].values()) == manifest["rows_read"] == len(rows)
+
+
+def test_answers_that_equal_only_their_own_text_are_kept_and_listed(custom):
+    _, rows, manifest = custom([{"q": "why", "a": "np.arcsin(10/13)"}, {"q": "how many", "a": "1"}])
+    assert len(rows) == 2
+    assert manifest["gold_answers"]["counts"]["equal only as text"] == 1
+
+
+def test_contamination_is_reported_by_exact_and_13_gram_match(prepare, tmp_path):
+    evaluation = tmp_path / "eval"
+    evaluation.mkdir()
+    shared = " ".join(QUESTION.format(5).split()[3:16])  # 13 words, without the number
+    write_jsonl(evaluation / "bench.jsonl", [{"problem": QUESTION.format(4).upper()}, {"problem": f"Bob {shared}."}])
+    write_jsonl(evaluation / "other.jsonl", [{"problem": "twelve words are not enough to be a match of any kind"}])
+    source = write_jsonl(tmp_path / "train.jsonl", [*ROWS, {"question": "unrelated", "answer": "#### 1"}])
+    _, rows, manifest = prepare("--source", source, "--eval-dir", evaluation)
+    found = manifest["contamination"]
+    assert found["bench"]["exact"] == [rows[1]["extra_info"]["question_id"]]
+    assert len(found["bench"]["13-gram"]) == 20
+    assert found["other"] == {"exact": [], "13-gram": []}
+
+
+def test_prompt_limit_with_a_tokenizer_counts_the_rendered_prompt(custom, tmp_path):
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    words = Tokenizer(models.WordLevel({"<unk>": 0}, unk_token="<unk>"))
+    words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    chat = "{% for m in messages %}{{ m['content'] }} {% endfor %}go"
+    PreTrainedTokenizerFast(tokenizer_object=words, chat_template=chat).save_pretrained(tmp_path / "tokenizer")
+    rows = [{"q": "w " * 9, "a": "1"}, {"q": "w " * 10, "a": "1"}]
+    arguments = ("--template", "plain", "--tokenizer", str(tmp_path / "tokenizer"), "--max-prompt-tokens", "10")
+    _, written, manifest = custom(rows, *arguments)
+    assert len(written) == 1
+    assert manifest["prompt"]["longest_kept"] == 10
+    assert manifest["dropped"] == {"prompt over the limit": 1}
+
+
+def as_csv(path: Path) -> Path:
+    with path.open("w", newline="") as stream:
+        writer = csv.DictWriter(stream, ["question", "answer"])
+        writer.writeheader()
+        writer.writerows(ROWS)
+    return path
+
+
+SOURCES = {
+    "jsonl": lambda path: write_jsonl(path / "rows.jsonl", ROWS),
+    "json": lambda path: Path(path / "rows.json").write_text(json.dumps(ROWS)) and path / "rows.json",
+    "csv": lambda path: as_csv(path / "rows.csv"),
+    "parquet": lambda path: (
+        datasets.Dataset.from_list(ROWS).to_parquet(path / "rows.parquet") and path / "rows.parquet"
+    ),
+    "saved folder": lambda path: datasets.Dataset.from_list(ROWS).save_to_disk(path / "saved") or path / "saved",
+    "saved splits": lambda path: (
+        datasets.DatasetDict(train=datasets.Dataset.from_list(ROWS)).save_to_disk(path / "splits") or path / "splits"
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", SOURCES)
+def test_every_kind_of_local_source_gives_the_same_rows(kind, prepare, tmp_path):
+    code, rows, _ = prepare("--source", SOURCES[kind](tmp_path))
+    assert code == 0
+    assert [row["reward_model"]["ground_truth"] for row in rows] == [str(i) for i in range(1, 21)]
+
+
+def test_the_hub_path_loads_through_datasets(prepare, tmp_path, monkeypatch):
+    write_jsonl(tmp_path / "train.jsonl", ROWS)
+    local_hub = prepare_train.TRAINING_SETS["gsm8k"]
+    chosen = {"gsm8k": type(local_hub)("gsm8k", "own/hub", local_hub.read)}
+    monkeypatch.setattr(prepare_train, "TRAINING_SETS", chosen)
+    load = datasets.load_dataset
+    asked = []
+
+    def from_folder(hub_id, config, **kwargs):
+        asked.append((hub_id, config, kwargs))
+        return load("json", data_files={"train": str(tmp_path / "train.jsonl")}, split=kwargs["split"])
+
+    monkeypatch.setattr(datasets, "load_dataset", from_folder)
+    code, rows, manifest = prepare("--revision", "abc")
+    assert (code, len(rows)) == (0, 20)
+    assert asked == [("own/hub", None, {"split": "train", "revision": "abc"})]
+    assert manifest["source"] == {"hub_id": "own/hub", "config": None, "split": "train", "revision": "abc"}
+
+
+def test_a_repository_is_read_by_the_real_loader(tmp_path):
+    write_jsonl(tmp_path / "train.jsonl", ROWS)
+    rows = list(HubSource(str(tmp_path)).rows())
+    assert [row["question"] for _, row in rows] == [row["question"] for row in ROWS]
+    assert rows[0][0] == f"{tmp_path}, row 1"
+    with pytest.raises(DataError, match="cannot be loaded"):
+        HubSource(str(tmp_path), split="nowhere").rows()
+
+
+def test_a_hub_that_cannot_be_reached_is_one_sentence(tmp_path):
+    command = [sys.executable, "data/prepare_train.py", "--dataset", "gsm8k", "--out", str(tmp_path / "o.parquet")]
+    environment = os.environ | {"HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path)}
+    result = subprocess.run(command, cwd=REPO, env=environment, capture_output=True, text=True)
+    assert result.returncode == 2
+    assert result.stderr.startswith("error: openai/gsm8k: the data set cannot be loaded (")
+    assert not (tmp_path / "o.parquet").exists()
+
+
+def test_known_formats(prepare, tmp_path):
+    openr1 = {"prompt": [{"role": "system", "content": "s"}, {"role": "user", "content": "one?"}]}
+    openr1 |= {"reward_model": {"ground_truth": "1"}, "target": [{"content": "<think>never used"}]}
+    math = {"problem": "two?", "solution": r"So \boxed{\frac{4}{2}}.", "level": "Level 4"}
+    dapo = {"prompt": "three?", "solution": "3"}
+    wrapped = (
+        "Solve the following math problem step by step. The last line is the answer.\n\nfour?\n\n"
+        'Remember to put your answer on its own line after "Answer:".'
+    )
+    released = {"prompt": [{"role": "user", "content": wrapped}], "reward_model": {"ground_truth": "4"}}
+    cases = [
+        ("openr1_math_46k", [openr1], [("one?", "1")]),
+        ("math_l3-5", [math, math | {"problem": "easy?", "level": "Level 2"}], [("two?", r"\frac{4}{2}")]),
+        ("dapo_math_17k", [dapo, released], [("three?", "3"), ("four?", "4")]),
+        ("gsm8k", [{"question": "many?", "answer": "#### 1,234"}], [("many?", "1234")]),
+    ]
+    for dataset, source, expected in cases:
+        _, rows, _ = prepare("--source", write_jsonl(tmp_path / "x.jsonl", source), dataset=dataset)
+        assert [(row["prompt"][-1]["content"], row["reward_model"]["ground_truth"]) for row in rows] == expected
+
+
+@pytest.mark.parametrize(
+    ("content", "sentence"),
+    [
+        ('{"question": "a", "answer": "#### 1"}\n{"question": \n', "bad.jsonl, line 2: not valid JSON"),
+        ('{"question": "a", "answer": "#### 1"}\n[1]\n', "bad.jsonl, line 2: must be a JSON object, not list"),
+        ('{"answer": "#### 1"}\n', "bad.jsonl, line 1: no key 'question'; the row has answer"),
+        ('{"question": ["a", "b"], "answer": "1"}\n', "line 1: key 'question' must hold text or a number, not list"),
+        ('{"question": true, "answer": "1"}\n', "line 1: key 'question' must hold text or a number, not bool"),
+        ("\n\n", "no question is left of 0 rows"),
+        ('{"question": "a", "answer": "none"}\n', "no question is left of 1 rows"),
+    ],
+)
+def test_bad_input_is_one_sentence_and_code_2(content, sentence, prepare, tmp_path, capsys):
+    content = content.replace('"answer": "none"', '"answer": "#### "')
+    (tmp_path / "bad.jsonl").write_text(content)
+    code, _, _ = prepare("--source", tmp_path / "bad.jsonl")
+    assert code == 2
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+    assert len(lines) == 1
+    assert sentence in lines[0]
+    assert not (tmp_path / "written").exists() or list((tmp_path / "written").iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "sentence"),
+    [
+        ("x.jsonl", b'{"question": "\xff"}', "x.jsonl, line 1: not UTF-8 text"),
+        ("x.json", b'{"question": "a"}', "x.json: must be a list of objects, not dict"),
+        ("x.json", b"[1]", "x.json, row 1: must be a JSON object, not int"),
+        ("x.json", b"[" * 100_000, "x.json: not valid JSON"),
+        ("x.csv", b"question,answer\na\n", "x.csv, line 2: the number of fields differs from the header's 2"),
+        ("x.csv", b'question,answer\n"a,1\n', "x.csv, line 2: not valid CSV"),
+        ("x.parquet", b"PAR1 not really", "x.parquet: not a readable parquet file"),
+        ("x.txt", b"a", "must be one of .jsonl, .json, .csv, .parquet"),
+    ],
+)
+def test_unreadable_files_are_named(name, content, sentence, prepare, tmp_path, capsys):
+    (tmp_path / name).write_bytes(content)
+    assert prepare("--source", tmp_path / name)[0] == 2
+    assert sentence in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("dataset", "arguments", "sentence"),
+    [
+        ("gsm8k", ["--source", "missing.jsonl"], "missing.jsonl: there is no such file or folder"),
+        ("gsm8k", ["--source", "/no/such/place"], "/no/such/place: there is no such file or folder"),
+        ("gsm8k", ["--source", "x", "--question-key", "q"], "go with --dataset custom"),
+        ("custom", ["--source", "x.jsonl"], "--dataset custom needs --source, --question-key and --answer-key"),
+        ("gsm8k", ["--source", str(REPO)], "not a folder written by Dataset.save_to_disk"),
+    ],
+)
+def test_bad_arguments(dataset, arguments, sentence, prepare, capsys):
+    assert prepare(*arguments, dataset=dataset)[0] == 2
+    assert sentence in capsys.readouterr().err
+
+
+def test_an_earlier_output_survives_a_failed_run(prepare, tmp_path):
+    prepare("--source", write_jsonl(tmp_path / "good.jsonl", ROWS))
+    before = {p.name: p.read_bytes() for p in (tmp_path / "written").iterdir()}
+    assert prepare("--source", write_jsonl(tmp_path / "bad.jsonl", [*ROWS, {"question": "x"}]))[0] == 2
+    assert {p.name: p.read_bytes() for p in (tmp_path / "written").iterdir()} == before
+    assert sorted(before) == ["out.manifest.json", "out.parquet"]
+
+
+def test_an_output_that_cannot_be_written(prepare, tmp_path, capsys):
+    (tmp_path / "written").write_text("a file where the folder should be")
+    assert prepare("--source", write_jsonl(tmp_path / "train.jsonl", ROWS))[0] == 2
+    assert "cannot be written" in capsys.readouterr().err
+
+
+def test_as_a_script_from_the_root_with_nothing_on_the_path(tmp_path):
+    write_jsonl(tmp_path / "train.jsonl", ROWS)
+    command = [sys.executable, "data/prepare_train.py", "--dataset", "gsm8k", "--source", str(tmp_path / "train.jsonl")]
+    environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
+    result = subprocess.run(
+        [*command, "--out", str(tmp_path / "o.parquet")], cwd=REPO, env=environment, capture_output=True, text=True
+    )
+    assert result.returncode == 0, result.stderr
+    assert "20 of 20 rows, template thought" in result.stdout
+    missing = subprocess.run(
+        [*command[:-1], "missing.jsonl", "--out", str(tmp_path / "p.parquet")], cwd=REPO, capture_output=True, text=True
+    )
+    assert (missing.returncode, missing.stderr) == (2, "error: missing.jsonl: there is no such file or folder\n")
+
+
+def test_lookup():
+    row = {"a": {"b": [1, {"c": 2}]}}
+    assert lookup(row, "a.b.-1.c") == 2
+    for key in ("x", "a.x", "a.b.5", "a.b.x", "a.b.0.c"):
+        with pytest.raises(KeyError):
+            lookup(row, key)
+
+
+def test_a_record_carries_its_id():
+    assert Record("q", "a", 0).question_id == Record(" q ", "a\n", 7).question_id != Record("q", "b", 0).question_id
