@@ -40,6 +40,8 @@ PAPER = {
 OURS = {
     "seed": 0,
     "resume_without_experience": False,
+    "resume_fall_back": False,
+    "resume_allow": (),
     "runtime": {
         "max_grad_norm": 500.0,  # the paper's bound
         "stall_timeout_s": 1800.0,
@@ -83,6 +85,7 @@ YAML = Path(__file__).parents[2] / "recipe" / "exgrpo" / "config" / "exgrpo_trai
 
 def leaves(mapping, path="exgrpo"):
     for name, value in mapping.items():
+        value = tuple(value) if isinstance(value, list) else value  # yaml has no tuples
         yield from leaves(value, f"{path}.{name}") if isinstance(value, dict) else [(f"{path}.{name}", value)]
 
 
@@ -158,6 +161,7 @@ def test_every_ablation_is_a_value(values):
     ("path", "value"),
     [
         ("exgrpo.rho", -0.1),
+        ("exgrpo.resume_allow", ["weights"]),
         ("exgrpo.rho", 1.01),
         ("exgrpo.seed", -1),
         ("exgrpo.start_threshold", 1.0),
