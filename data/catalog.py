@@ -127,7 +127,10 @@ def choice_reader(
 
 
 def benchmarks(seed: int) -> dict[str, QuestionSet]:
-    """The paper's nine benchmarks (App. E.1: 32 samples for AIME and AMC, 1 elsewhere); options shuffled by `seed`."""
+    """The paper's nine benchmarks and GSM8K's test set; options shuffled by `seed`.
+
+    Samples per question as in the paper (App. E.1): 32 for AIME and AMC, 1 elsewhere.
+    """
     plain = by_keys(("problem", "question"), ("answer", "final_answer"))
     return {
         "aime24": QuestionSet("aime24", "HuggingFaceH4/aime_2024", plain, local_names=("aime24", "aime"), n_samples=32),
@@ -165,5 +168,8 @@ def benchmarks(seed: int) -> dict[str, QuestionSet]:
             choice_reader(mmlu_pro_options, seed),
             split="test",
             local_names=("mmlu_pro",),
+        ),
+        "gsm8k": QuestionSet(
+            "gsm8k", "openai/gsm8k", read_gsm8k, config="main", split="test", local_names=("gsm8k", "test")
         ),
     }

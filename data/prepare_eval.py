@@ -1,4 +1,4 @@
-"""The paper's benchmarks -> one parquet file each, with options shuffled and samples per question set.
+"""The paper's benchmarks (and GSM8K) -> one parquet file each, with options shuffled and samples per question set.
 
     python data/prepare_eval.py --benchmarks aime24,aime25,amc23,math500,minerva,olympiadbench \\
         --source ../shared/data/eval --template thought --out data/parquet/eval

@@ -75,21 +75,29 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--data", type=Path, nargs="+", required=True, help="jsonl files with problem|question, answer")
     parser.add_argument("--responses", type=int, default=2000)
+    parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--workers", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--deadline", type=float, default=5.0, help="seconds")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
 
     samples = make_responses(load_pairs(args.data), args.responses, args.seed)
-    table = Table("grader", "responses/s", "of bare, per worker", "correct", "timeout", "error", "precheck")
     bare(samples[:20], args.deadline)
-    reference = bare(samples, args.deadline)
-    table.add_row("Math-Verify, one process", f"{reference:.0f}", "1.00")
+    rates: dict[int, float] = dict.fromkeys((0, *args.workers), 0.0)
+    totals: dict[int, dict[str, float]] = {}
+    for _ in range(args.rounds):  # in turn, so that a busy machine disturbs all alike; the best round counts
+        rates[0] = max(rates[0], bare(samples, args.deadline))
+        for workers in args.workers:
+            rate, totals[workers] = pooled(samples, workers, args.deadline)
+            rates[workers] = max(rates[workers], rate)
+
+    table = Table("workers", "responses/s", "per worker, of bare", "correct", "timeout", "error", "precheck")
+    table.add_row("bare", f"{rates[0]:.0f}", "1.00")
     for workers in args.workers:
-        rate, totals = pooled(samples, workers, args.deadline)
-        counts = [f"{value:.0f}" for value in totals.values()]
-        table.add_row(f"reward, {workers} workers", f"{rate:.0f}", f"{rate / workers / reference:.2f}", *counts)
-    Console().print(table)
+        counts = [f"{value:.0f}" for value in totals[workers].values()]
+        share = rates[workers] / workers / rates[0]
+        table.add_row(str(workers), f"{rates[workers]:.0f}", f"{share:.2f}", *counts)
+    Console(width=100).print(table)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""data/prepare_eval.py: the nine benchmarks, shuffled options, the validation mix, refusals."""
+"""data/prepare_eval.py: the nine benchmarks and GSM8K, shuffled options, the validation mix, refusals."""
 
 import json
 import sys
@@ -20,6 +20,7 @@ FILES = {
     "math": [{"problem": f"MATH question {i}?", "answer": rf"\frac{{{i}}}{{7}}"} for i in range(6)],
     "minerva": [{"question": f"Minerva question {i}?", "answer": f"{i}.5e-{i + 9}"} for i in range(6)],
     "olympiad_bench": [{"question": f"Olympiad question {i}?", "final_answer": [f"${i}$"]} for i in range(6)],
+    "gsm8k": [{"question": f"GSM8K question {i}?", "answer": f"because\n#### {i}"} for i in range(4)],
     "arc_c": [
         {
             "question": f"ARC question {i}?",
@@ -75,7 +76,7 @@ def rows_of(path: Path, name: str) -> list[dict]:
     return pq.read_table(path / f"{name}.parquet").to_pylist()
 
 
-def test_all_nine(prepare, source):
+def test_all_benchmarks(prepare, source):
     code, out = prepare(",".join(benchmarks(0)), "--source", source)
     assert code == 0
     assert sorted(p.stem for p in out.glob("*.parquet")) == sorted(benchmarks(0))

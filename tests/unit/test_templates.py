@@ -1,9 +1,12 @@
 """Each prompt template against its expected text, in messages and rendered by a tokenizer."""
 
+import sys
+
 import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import PreTrainedTokenizerFast
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
+from data import prepare_tokenizer
 from data.errors import DataError
 from data.prompts import PromptTemplate, chat_template_for, load_template, multiple_choice, template_names
 
@@ -102,6 +105,19 @@ def test_unknown_and_malformed_templates():
         load_template("thougth")
     with pytest.raises(DataError, match="must occur once"):
         PromptTemplate("none", (("user", "no slot"),), think_format=False)
+
+
+def test_the_prepared_tokenizer_folder(tokenizer, tmp_path, monkeypatch, capsys):
+    tokenizer.save_pretrained(tmp_path / "model")
+    arguments = ["--model", str(tmp_path / "model"), "--template", "thought", "--out", str(tmp_path / "prepared")]
+    monkeypatch.setattr(sys, "argv", ["prepare_tokenizer.py", *arguments])
+    prepare_tokenizer.main()
+    assert "chat template changed" in capsys.readouterr().out
+    loaded = AutoTokenizer.from_pretrained(tmp_path / "prepared")
+    assert loaded.apply_chat_template([USER], add_generation_prompt=True, tokenize=False).endswith("<think>\n")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["model", "prepared"]
+    with pytest.raises(DataError, match="exists already"):
+        prepare_tokenizer.main()
 
 
 def test_multiple_choice_layout():
