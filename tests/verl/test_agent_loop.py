@@ -46,11 +46,14 @@ def test_vllm_and_torch_accept_the_largest_seed():
         ({"exgrpo": {"seed": 7}, "data": {"seed": 3}}, 7),
         ({"exgrpo": {"seed": 0}, "data": {"seed": 3}}, 0),
         ({"exgrpo": {"seed": None}, "data": {"seed": 3}}, 3),
+        ({"exgrpo": {"enable": True}, "data": {"seed": 3}}, 3),
         ({"data": {"seed": 3}}, 3),
     ],
 )
 def test_the_run_seed_is_exgrpos_or_the_datas(config, seed):
-    assert run_seed_of(OmegaConf.create(config)) == seed
+    config = OmegaConf.create(config)
+    OmegaConf.set_struct(config, True)  # as hydra makes it
+    assert run_seed_of(config) == seed
 
 
 def test_a_run_without_a_seed_is_refused():
