@@ -21,7 +21,7 @@ exec "$PYTHON" -m recipe.exgrpo.main hardware=cpu \
   data.train_files="$DATA/train.parquet" data.val_files="$DATA/heldout.parquet" \
   data.train_batch_size=16 data.max_prompt_length=48 data.max_response_length=64 \
   actor_rollout_ref.actor.ppo_mini_batch_size=8 \
-  actor_rollout_ref.actor.optim.lr=1e-3 \
+  actor_rollout_ref.actor.optim.lr=1e-4 \
   actor_rollout_ref.rollout.max_model_len=128 \
   actor_rollout_ref.rollout.val_kwargs.temperature=1.0 \
   trainer.default_local_dir="$RUN" trainer.experiment_name="$(basename "$RUN")" \

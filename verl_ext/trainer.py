@@ -42,6 +42,7 @@ from verl_ext.watchdog import Watchdog
 from verl_ext.worker import ExGRPOWorker
 
 logger = logging.getLogger(__name__)
+AGENT_LOOPS = Path(__file__).with_name("agent_loops.yaml")
 
 
 def interleave(first: list, second: list) -> list:
@@ -74,6 +75,9 @@ class ExGRPOTrainer(PPOTrainerSync):
             # verl derives its asynchronous code paths from any name other than this one.
             config.trainer.v1.trainer_mode = "sync"
             config.algorithm.adv_estimator = advantage.NAME if self.replay else "grpo"
+            if self.settings.runtime.seeded_rollouts:
+                config.actor_rollout_ref.rollout.agent.default_agent_loop = "exgrpo_seeded_single_turn"
+                config.actor_rollout_ref.rollout.agent.agent_loop_config_path = str(AGENT_LOOPS)
         super().__init__(config)
 
     # ---- set-up ----------------------------------------------------------------------------------------------------

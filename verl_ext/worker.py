@@ -33,7 +33,7 @@ class ExGRPOWorker(GuardedWorker):
     def score_candidates(self, data: TensorDict) -> TensorDict | None:
         """Mean token entropy and negative log-likelihood of each row under the current weights.
 
-        Returns `entropy`, `nll` (float64 [n], nats) and `tokens_forwarded` (float64 [n], summing to this rank's count);
+        Returns `entropy`, `nll` (float64 [n], nats) and `tokens_forwarded` (int64 [n], summing to this rank's count);
         None on ranks without outputs.
         """
         with ForwardTokens(self.actor.engine.module) as counter:
@@ -41,5 +41,6 @@ class ExGRPOWorker(GuardedWorker):
         if output is None:
             return None
         means = trajectory_means(output, data)
-        means["tokens_forwarded"] = torch.full((len(data),), counter.tokens / len(data), dtype=torch.float64)
+        means["tokens_forwarded"] = torch.zeros(len(data), dtype=torch.int64)
+        means["tokens_forwarded"][0] = counter.tokens
         return means.cpu()

@@ -147,7 +147,8 @@ class RuntimeConfig:
 
     `max_grad_norm`: updates above it, or not finite, are skipped and counted. `stall_timeout_s`: seconds without progress
     in a rollout or weight sync after which the run ends with an error; null waits for ever. `score_max_tokens`: tokens per
-    device in one forward pass of candidate scoring; null takes verl's log-prob budget.
+    device in one forward pass of candidate scoring; null takes verl's log-prob budget. `seeded_rollouts`: every request gets
+    a sampling seed of its own from (seed, step, question, session), so that a run can be repeated; slower on GPUs.
     """
 
     max_grad_norm: float | None = 500.0
@@ -155,6 +156,7 @@ class RuntimeConfig:
     poll_min_s: float = 0.05
     poll_max_s: float = 2.0
     score_max_tokens: int | None = None
+    seeded_rollouts: bool = False
 
     def __post_init__(self) -> None:
         for name in ("max_grad_norm", "stall_timeout_s", "score_max_tokens"):

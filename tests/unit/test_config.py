@@ -48,6 +48,7 @@ OURS = {
         "poll_min_s": 0.05,
         "poll_max_s": 2.0,
         "score_max_tokens": None,
+        "seeded_rollouts": False,
     },
 }
 PAPER_TRAINING = {
