@@ -1,17 +1,20 @@
 """How `exgrpo inspect` shows and writes things: rich tables, parquet, JSON lines, histograms."""
 
 import json
+import math
 import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
 
+import numpy as np
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 BATCH = 1000  # trajectories in a row group
+BARS = 40  # of a histogram
 SHOWN = 20  # entries of a list in a table; --json has all
 MEASURES = {"age_steps": "age, steps", "use_count": "replays", "entropy": "entropy, nats", "length": "length, tokens"}
 
@@ -30,8 +33,8 @@ def show_summary(console: Console, report: dict) -> None:
     facts.add_row("bytes on disk", f"{report['checkpoint']['bytes']:,} in {report['checkpoint']['files']} files")
     facts.add_row("dead trajectories on disk", f"{report['checkpoint']['dead_trajectories']:,}")
     facts.add_row("evicted so far", ", ".join(f"{reason} {n:,}" for reason, n in report["evicted"].items()))
-    for key, value in report["fingerprint"].items():
-        facts.add_row(key.replace("_", " "), Text(printable(str(value))))
+    for key in ("model", "tokenizer"):
+        facts.add_row(key, Text(printable(str(report["fingerprint"].get(key)))))
     console.print(facts)
     buckets = Table("successes of K", "eligible questions", "")
     most = max(report["buckets"].values(), default=0) or 1
@@ -156,10 +159,11 @@ def plot(path: Path, report: dict, columns: dict) -> None:
     buckets, ages, entropies = figure.subplots(1, 3)
     buckets.bar(list(report["buckets"]), list(report["buckets"].values()))
     buckets.set(title="Eligible questions", xlabel=f"latest successes of {report['group_size']}", ylabel="questions")
-    ages.hist(columns["age_steps"], bins=40)
+    width = max(1, math.ceil(np.ptp(columns["age_steps"]) / BARS)) if len(columns["age_steps"]) else 1
+    ages.hist(columns["age_steps"], bins=np.arange(0, columns["age_steps"].max(initial=0) + width + 1, width))
     ages.set(title="Age", xlabel=f"steps before step {report['step']}", ylabel="trajectories")
-    scored = columns["entropy"][columns["entropy"] == columns["entropy"]]
-    entropies.hist(scored, bins=40)
+    scored = columns["entropy"][np.isfinite(columns["entropy"])]
+    entropies.hist(scored, bins=BARS)
     entropies.set(title=f"Entropy when last scored ({len(scored):,} scored)", xlabel="nats a token")
     with replacing(path) as new:
         FigureCanvasAgg(figure).print_png(str(new))
