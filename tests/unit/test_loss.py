@@ -9,6 +9,7 @@ import torch
 from recipe.exgrpo.config import LossConfig
 from recipe.exgrpo.loss import (
     ClipRange,
+    clip_sums,
     clips_fresh,
     importance_ratio,
     mixed_policy_loss,
@@ -59,6 +60,7 @@ def test_values_and_gradients_equal_the_formulas(shaping, fresh_clip, active, be
     log_prob.requires_grad_()
     loss = mixed_policy_loss(log_prob, behaviour, advantages, is_replayed, config, CLIP, active)
     (gradient,) = torch.autograd.grad(loss.sum(), log_prob)
+    loss = loss.detach()
     for i, t in itertools.product(*map(range, log_prob.shape)):
         token = (*(float(x[i, t]) for x in (log_prob.detach(), behaviour, advantages)), bool(is_replayed[i]))
         value, slope = oracle_token(*token, config, CLIP, active)
@@ -207,12 +209,31 @@ def test_ratio_sums_add_up_over_any_split(split):
     assert ratio_metrics(added) == pytest.approx(ratio_metrics(sums_of(slice(None))), rel=1e-12)
 
 
+def clip_sums_of(rows):
+    log_prob, behaviour, advantages, is_replayed = batch()
+    return clip_sums(log_prob[rows], behaviour[rows], advantages[rows], MASK[rows], is_replayed[rows], CLIP)
+
+
+def test_clipped_tokens_and_divergence_are_counted_over_fresh_tokens():
+    log_prob, behaviour, advantages, is_replayed = batch()
+    clipped, divergence = 0, 0.0
+    for i, t in itertools.product(range(6), range(7)):
+        if MASK[i, t] and not is_replayed[i]:
+            w, a = math.exp(float(log_prob[i, t] - behaviour[i, t])), float(advantages[i, t])
+            clipped += (a > 0 and w > 1 + CLIP.high) or (a < 0 and w < 1 - CLIP.low)
+            divergence -= math.log(w)
+    assert clipped > 0
+    assert clip_sums_of(slice(None)) == pytest.approx({"clipped": clipped, "kl": divergence})
+    parts = [clip_sums_of(rows) for rows in ([0, 3], [1, 2, 4], [5])]
+    assert {name: sum(part[name] for part in parts) for name in parts[0]} == pytest.approx(clip_sums_of(slice(None)))
+
+
 def test_padding_does_not_reach_the_metrics():
-    log_prob, behaviour, _, is_replayed = batch()
-    clean = ratio_sums(log_prob, behaviour, MASK, is_replayed, 0.1)
+    log_prob, behaviour, advantages, is_replayed = batch()
     for garbage in (math.nan, 1e30, -math.inf):
-        dirty = ratio_sums(log_prob.masked_fill(~MASK, garbage), behaviour, MASK, is_replayed, 0.1)
-        assert dirty == clean
+        dirty = log_prob.masked_fill(~MASK, garbage)
+        assert ratio_sums(dirty, behaviour, MASK, is_replayed, 0.1) == sums_of(slice(None))
+        assert clip_sums(dirty, behaviour, advantages, MASK, is_replayed, CLIP) == clip_sums_of(slice(None))
 
 
 def test_effective_sample_size_is_one_on_policy_and_drops_with_a_dominant_token():

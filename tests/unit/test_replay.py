@@ -104,6 +104,13 @@ def test_a_plan_has_floor_rho_b_questions_or_all_that_are_eligible(rho, batch, e
     assert replay.report.planned == planned
 
 
+def test_before_replay_starts_a_filled_buffer_is_left_alone():
+    replay = stored(manager(start_threshold=0.35, rho=1.0), {"q": 4})
+    assert replay.plan(4) == []
+    replay.finish_step(1, 0.5)
+    assert replay.plan(4) == ["q"]
+
+
 def test_retired_unsolved_and_empty_questions_are_not_planned():
     replay = stored(manager(rho=1.0), {"easy": 3, "hard": 3, "live": 5})
     replay.grade([Group("easy", rewards(K)), Group("hard", rewards(0)), Group("new", rewards(1))])

@@ -8,14 +8,13 @@ import torch
 from tensordict import TensorDict
 from verl.utils import tensordict_utils as tu
 from verl.utils.metric import Metric, reduce_metrics
-from verl.utils.py_functional import append_to_dict
+from verl.utils.py_functional import append_to_dict, rename_dict
 from verl.workers.config import ActorConfig
 from verl.workers.engine.utils import prepare_micro_batches
 from verl.workers.utils.losses import ppo_loss
 
 from recipe.exgrpo.config import LossConfig
-from recipe.exgrpo.loss import ratio_metrics
-from verl_ext.loss import exgrpo_loss
+from verl_ext.loss import exgrpo_loss, replay_metrics
 
 VOCABULARY = 13
 PROMPTS = [3, 5, 1, 4, 2, 6, 3, 2]
@@ -302,11 +301,10 @@ def test_the_split_into_micro_batches_and_ranks_does_not_matter(name, mode):
     assert experience_metrics(split_metrics) == pytest.approx(experience_metrics(metrics), rel=1e-5)
 
 
-def experience_metrics(metrics, mini_batches=1):
-    """As the trainer makes them: sums averaged over mini-batches by verl, then divided."""
-    reduced = reduce_metrics({name: [value] * mini_batches for name, value in metrics.items()})
-    sums = {name.removeprefix("sums/"): value for name, value in reduced.items() if name.startswith("sums/")}
-    return ratio_metrics(sums)
+def experience_metrics(metrics, mini_batches=2):
+    """As they reach the trainer: verl averages over mini-batches and puts its prefix before the names."""
+    named = rename_dict({name: [value] * mini_batches for name, value in metrics.items()}, "actor/")
+    return replay_metrics(reduce_metrics(named))
 
 
 @pytest.mark.parametrize("name", ["single rows", "two ranks"])
@@ -329,12 +327,15 @@ def test_metrics_equal_a_direct_computation_over_tokens():
         w = (row[-len(past) - 1 : -1] - past).exp()
         ratios[float(data["is_replayed"][i])] += w[mask.bool()].tolist()
     past, fresh = torch.tensor(ratios[1.0]), torch.tensor(ratios[0.0])
-    assert experience_metrics(metrics) == pytest.approx(
+    found = experience_metrics(metrics)
+    assert found == pytest.approx(
         {
-            "replay_ratio_mean": float(past.mean()),
-            "replay_shaped_mean": float((past / (past + 0.1)).mean()),
-            "replay_ess": float(past.sum() ** 2 / (past**2).sum() / len(past)),
-            "fresh_ratio_mean": float(fresh.mean()),
+            "actor/replay_ratio_mean": float(past.mean()),
+            "actor/replay_shaped_mean": float((past / (past + 0.1)).mean()),
+            "actor/replay_ess": float(past.sum() ** 2 / (past**2).sum() / len(past)),
+            "actor/fresh_ratio_mean": float(fresh.mean()),
+            "actor/ppo_kl": -float(fresh.log().mean()),
+            "actor/pg_clipfrac": found["actor/pg_clipfrac"],
         },
         rel=1e-4,
     )
@@ -343,7 +344,32 @@ def test_metrics_equal_a_direct_computation_over_tokens():
 def test_on_policy_every_ratio_is_one():
     _, metrics = step(mini_batch(replayed=[1, 4], spread=0.0), actor(), [ALL_ROWS], [pairs])
     expected = {"replay_ratio_mean": 1, "replay_shaped_mean": 1 / 1.1, "replay_ess": 1, "fresh_ratio_mean": 1}
-    assert experience_metrics(metrics) == pytest.approx(expected, rel=1e-5)
+    expected |= {"pg_clipfrac": 0, "ppo_kl": 0}
+    assert experience_metrics(metrics) == pytest.approx(rename_dict(expected, "actor/"), rel=1e-5, abs=1e-6)
+
+
+def test_without_a_replayed_row_clip_share_and_divergence_are_verls():
+    config, data = actor(), mini_batch()
+    expected = {name: metric.aggregate() for name, metric in run(partial(ppo_loss, config), data)[2].items()}
+    _, metrics = step(data, config, *SPLITS["two ranks"])
+    found = experience_metrics(metrics)
+    assert expected["actor/pg_clipfrac"] > 0.1
+    for name in ("actor/pg_clipfrac", "actor/ppo_kl"):
+        assert found[name] == pytest.approx(expected[name], rel=1e-5)
+
+
+def test_sums_are_taken_out_of_the_metrics():
+    _, metrics = step(mini_batch(replayed=[1]), actor(), [ALL_ROWS], [pairs])
+    named = rename_dict(metrics, "actor/")
+    replay_metrics(named)
+    assert set(named) == {"actor/pg_loss", "actor/entropy_loss"}
+
+
+def test_the_on_policy_twin_reports_zeros_and_keeps_verls_own_metrics():
+    metrics = {"actor/pg_clipfrac": 0.2, "actor/ppo_kl": 0.01}
+    metrics |= replay_metrics(metrics)
+    zeros = dict.fromkeys(["replay_ratio_mean", "replay_shaped_mean", "replay_ess", "fresh_ratio_mean"], 0.0)
+    assert metrics == {"actor/pg_clipfrac": 0.2, "actor/ppo_kl": 0.01} | rename_dict(zeros, "actor/")
 
 
 def test_the_shaped_gradient_on_policy_is_the_plain_one_times_beta_over_one_plus_beta_squared():
