@@ -72,7 +72,10 @@ def _append(modules: str, module: str) -> str:
 
 
 def _defaults() -> dict[str, str]:
+    import psutil
+
     cores = len(os.sched_getaffinity(0))
+    physical = psutil.cpu_count(logical=False) or cores
     return {
         # verl registers its FSDP engines for cuda and npu only; the cuda entry runs on any torch device.
         "VERL_ENGINE_DEVICE": "cuda",
@@ -80,6 +83,8 @@ def _defaults() -> dict[str, str]:
         "VLLM_CPU_KVCACHE_SPACE": "1",
         # Ray sets 1 in every worker unless it is given.
         "OMP_NUM_THREADS": str(cores),
+        # TransferQueue warns at each of its calls, hundreds of times a step, when it wants more than there are.
+        "TQ_NUM_THREADS": str(min(8, physical)),
         "TOKENIZERS_PARALLELISM": "false",
         "VLLM_NO_USAGE_STATS": "1",
         "RAY_USAGE_STATS_ENABLED": "0",
