@@ -7,6 +7,7 @@ import pytest
 from verl_ext import rewards
 from verl_ext.rewards import compute_score, rules
 from verl_ext.rewards.grade import Grade, last_boxed, shorten, solution_text
+from verl_ext.rewards.metrics import reward_metrics
 
 KEYS = {"score", "acc", "format_ok", "extracted", "timeout", "error", "precheck"}
 
@@ -72,6 +73,10 @@ def test_solution_text(response, think_format, solution):
         (r"$(-\infty, 0) \cup \{1\}$", r"$(-\infty, 0) \cup\{1\}$."),
         ("4.5e33", r"4.5 \times 10^{33}"),
         ("1.60e-19", "1.6e-19"),
+        (r"4.5e33 \text{ ergs}", "4.5e33"),
+        ("0.001", "1e-3"),
+        ("-1 + 2e", "2e-1"),
+        (r"\(\frac{1}{2}\)", r"\frac{1}{2}"),
         (r"50\%", "50%"),
         (r"\text{Evelyn}", r"\mathrm{Evelyn}"),
         ("(B)", r"\text{B}"),
@@ -212,3 +217,13 @@ def test_one_pool_per_process():
 
 def test_shorten_keeps_what_every_encoder_accepts():
     assert shorten("\ud800" + "a" * 500).encode("utf-8") == b"?" + b"a" * 199
+
+
+def test_reward_metrics_are_means_over_the_rows_that_have_the_field():
+    infos = [compute_score("toy_modular", text, "1") for text in ("\\boxed{1}", "\\boxed{2}", "")]
+    metrics = reward_metrics([*infos, {}, {"timeout": 1.0}])
+    assert metrics["reward/acc/mean"] == pytest.approx(1 / 3)
+    assert metrics["reward/timeout/mean"] == pytest.approx(1 / 4)
+    assert metrics["reward/format_ok/mean"] == 1.0
+    assert "reward/extracted/mean" not in metrics
+    assert reward_metrics([{}]) == {}

@@ -6,7 +6,7 @@ that let a wrong answer pass are closed, and two notations it misreads are handl
 
 * decimals are compared at 6 decimal places, so 0 would equal a gold answer of 1.6e-19: we also ask for 1 % relative;
 * `2 = 3` and `2 \to 3` are read as 3: constants on the other side must equal the gold answer too;
-* 4.5e33 is read as a product with Euler's number: it is rewritten before parsing;
+* 4.5e33 is read as a product with Euler's number: it is rewritten after units are off (2e-1 stays Euler's, 2.0e-1 not);
 * 50\% in a box is not read at all: the sign is taken off and the number marked as a percentage, as outside a box.
 """
 
@@ -26,8 +26,8 @@ RELATIVE_TOLERANCE = 1e-2
 _NORMALIZATION = NormalizationConfig(
     basic_latex=True, units=True, malformed_operators=True, nits=True, boxed="none", equations=False
 )
-_MATH_DELIMITER = re.compile(r"(?<!\\)\$|\\[()\[\]]")
-_SCIENTIFIC = re.compile(r"([+-]?\d+(?:\.\d+)?)[eE]([+-]?\d+)")
+_MATH_DELIMITER = re.compile(r"(?<!\\)(?:\$|\\[()\[\]])")
+_SCIENTIFIC = re.compile(r"(?=[+-]?(?:\d+\.|1e|\d+e\d|\d+e[+-]\d\d))([+-]?\d+(?:\.\d+)?)e([+-]?\d+)", re.IGNORECASE)
 _POINT = re.compile(r"(?<=\d)\.(?=[/)*+])|\.+$")  # of "-1./3" and at the end of a sentence
 _PERCENT = re.compile(r"(.*\d)\s*\\?%", re.DOTALL)
 _JOINT = re.compile(r"(?<![\\<>!])=|\\(?:to|implies|iff|approx|equiv|(?:[lL]ong)?[rR]ightarrow)(?![A-Za-z])")
@@ -59,9 +59,11 @@ def parse_answer(answer: str) -> list[Basic | str]:
     answer = _POINT.sub("", _MATH_DELIMITER.sub("", answer).strip())
     percent = _PERCENT.fullmatch(answer)
     number = percent.group(1) if percent else answer
-    latex = normalize_latex(_SCIENTIFIC.sub(r"\1 \\times 10^{\2}", number), _NORMALIZATION)
+    latex = normalize_latex(number, _NORMALIZATION)
     if not latex:
         return []
+    if scientific := _SCIENTIFIC.fullmatch(latex):
+        latex = rf"{scientific.group(1)} \times 10^{{{scientific.group(2)}}}"
     try:
         expression = parse_latex_cached(latex)
     except Exception:  # noqa: BLE001 - the grammar raises many types on text that is not mathematics

@@ -13,8 +13,9 @@ import resource
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable
-from concurrent.futures import CancelledError
+from concurrent.futures import CancelledError, wait
 from concurrent.futures.process import BrokenProcessPool
 from typing import Any
 
@@ -23,6 +24,7 @@ from pebble import ProcessExpired, ProcessPool
 PRELOAD = "verl_ext.rewards.preload"
 TASKS_PER_WORKER = 2000  # then the worker is replaced, which bounds what SymPy's caches can hold
 ATTEMPTS = 3  # a pool that broke under another sample is rebuilt and the sample tried again
+STALL_S = 5.0  # a pool in which no call comes back for deadline_s + STALL_S is dead: a worker was shot holding its lock
 _DENIED_EVENTS = (
     *("os.system", "os.exec", "os.fork", "os.forkpty", "os.posix_spawn", "os.spawn", "subprocess.Popen"),
     *("socket.connect", "socket.bind", "socket.sendto", "os.remove", "os.rename", "os.kill", "ctypes.dlopen"),
@@ -50,6 +52,7 @@ class Grader:
         self.workers, self.deadline_s, self.memory_mb = workers, deadline_s, memory_mb
         self._lock = threading.Lock()
         self._pool: ProcessPool | None = None
+        self._progress = time.monotonic()  # when any call last came back
 
     def run(self, function: Callable[..., Any], *args: Any) -> Any:
         """`function(*args)` in a worker. The function is sent by name, its arguments and result are pickled.
@@ -74,7 +77,9 @@ class Grader:
 
     def close(self) -> None:
         """Stop the workers. A later call starts new ones."""
-        self._drop(self._pool)
+        stopping = self._drop(self._pool)
+        if stopping is not None:
+            stopping.join(timeout=STALL_S)
 
     def __enter__(self) -> Grader:
         return self
@@ -83,13 +88,13 @@ class Grader:
         self.close()
 
     def _call(self, pool: ProcessPool, function: Callable, args: tuple) -> tuple[str, Any]:
+        start = time.monotonic()
         future = pool.schedule(_in_worker, args=(function, args, self.deadline_s), timeout=self.deadline_s)
-        while not future.done():
-            try:
-                return future.result(timeout=1.0)
-            except TimeoutError:
-                if not future.done() and not pool.active:
-                    raise BrokenProcessPool("the grading pool stopped") from None
+        while not wait([future], timeout=1.0).done:
+            idle = time.monotonic() - max(start, self._progress)
+            if not pool.active or idle > self.deadline_s + STALL_S:
+                raise BrokenProcessPool("the grading pool stopped")
+        self._progress = time.monotonic()
         return future.result()
 
     def _running_pool(self) -> ProcessPool:
@@ -106,13 +111,21 @@ class Grader:
                 )
             return self._pool
 
-    def _drop(self, pool: ProcessPool | None) -> None:
+    def _drop(self, pool: ProcessPool | None) -> threading.Thread | None:
+        """Give up `pool` and stop it in a thread of its own: a dead pool may take its time."""
         with self._lock:
             if pool is None or pool is not self._pool:
-                return  # another thread has replaced it already
+                return None  # another thread has replaced it already
             self._pool = None
-        pool.stop()
-        pool.join()
+            self._progress = time.monotonic()
+        stopping = threading.Thread(target=_stop, args=(pool,), daemon=True)
+        stopping.start()
+        return stopping
+
+
+def _stop(pool: ProcessPool) -> None:
+    pool.stop()
+    pool.join()
 
 
 def _in_worker(function: Callable, args: tuple, deadline_s: float) -> tuple[str, Any]:
