@@ -20,11 +20,10 @@ DATA=data/parquet
 
 [ -f "$MODEL/config.json" ] || "$PYTHON" data/fetch_smollm2.py --out "$MODEL"
 for split in train test; do
-  source=()
-  [ -f "$GSM8K/$split.jsonl" ] && source=(--source "$GSM8K/$split.jsonl")
+  from=(--split "$split")
+  [ -f "$GSM8K/$split.jsonl" ] && from=(--source "$GSM8K/$split.jsonl")
   [ -f "$DATA/gsm8k_$split.parquet" ] ||
-    "$PYTHON" data/prepare_train.py --dataset gsm8k "${source[@]}" --split "$split" --template qwen_boxed \
-      --out "$DATA/gsm8k_$split.parquet"
+    "$PYTHON" data/prepare_train.py --dataset gsm8k "${from[@]}" --template qwen_boxed --out "$DATA/gsm8k_$split.parquet"
 done
 
 # A small model solves few questions at once: replay starts without a threshold, and short answers keep a step at seconds.
@@ -35,9 +34,8 @@ exec "$PYTHON" -m recipe.exgrpo.main hardware=cpu \
   exgrpo.start_threshold=null \
   actor_rollout_ref.rollout.n=4 actor_rollout_ref.actor.ppo_mini_batch_size=4 \
   actor_rollout_ref.actor.optim.lr=1e-5 \
-  actor_rollout_ref.actor.fsdp_config.model_dtype=bf16 \
+  actor_rollout_ref.actor.fsdp_config.mixed_precision.param_dtype=bf16 \
   actor_rollout_ref.rollout.dtype=bfloat16 actor_rollout_ref.rollout.max_model_len=512 \
-  +reward.custom_reward_function.reward_kwargs.think_format=false \
   trainer.default_local_dir="$RUN" trainer.experiment_name="$(basename "$RUN")" \
   trainer.total_training_steps="$STEPS" trainer.test_freq=-1 trainer.val_before_train=false trainer.save_freq=-1 \
   "$@"

@@ -17,10 +17,12 @@ def fresh_keys(batch: KVBatchMeta, replays: list[Replay]) -> list[str]:
     return [k for k, tag in zip(batch.keys, batch.tags, strict=True) if not tag.get("is_padding") and k not in replayed]
 
 
-def read_rewards(keys: list[str], partition_id: str) -> dict[str, float]:
-    """Reward of each trajectory: the sum of its token scores."""
-    scores = tq.kv_batch_get(keys=keys, partition_id=partition_id, select_fields=["rm_scores"])["rm_scores"]
-    return {key: float(scores[i].sum()) for i, key in enumerate(keys)}
+def read_outcomes(keys: list[str], partition_id: str) -> tuple[dict[str, float], list[dict]]:
+    """Reward of each trajectory (the sum of its token scores), and what else the reward function reported of it."""
+    data = tq.kv_batch_get(keys=keys, partition_id=partition_id, select_fields=["rm_scores", "extra_fields"])
+    rewards = {key: float(data["rm_scores"][i].sum()) for i, key in enumerate(keys)}
+    fields = [getattr(item, "data", item) for item in data["extra_fields"]]
+    return rewards, [item.get("reward_extra_info") or {} for item in fields]
 
 
 def batch_metrics(rewards: dict[str, float], threshold: float) -> dict[str, float]:

@@ -30,13 +30,14 @@ from verl.workers.engine_workers import ActorRolloutRefWorker
 from recipe.exgrpo.config import ExGRPOConfig
 from recipe.exgrpo.replay import METRIC_NAMES, ReplayManager
 from verl_ext import advantage, polling
-from verl_ext.collection import batch_metrics, collect, fresh_keys, read_rewards
+from verl_ext.collection import batch_metrics, collect, fresh_keys, read_outcomes
 from verl_ext.experience_state import ExperienceState
 from verl_ext.injection import Replay, inject, siblings, write_behaviour_log_probs
 from verl_ext.loss import exgrpo_loss, replay_metrics
 from verl_ext.metrics_log import JsonlLogger
 from verl_ext.platform import assert_platform
 from verl_ext.questions import index_questions, question_id
+from verl_ext.rewards.metrics import reward_metrics
 from verl_ext.scoring import Candidate, ForwardBudget, score_candidates
 from verl_ext.watchdog import Watchdog
 from verl_ext.worker import ExGRPOWorker
@@ -265,8 +266,8 @@ class ExGRPOTrainer(PPOTrainerSync):
         return batch
 
     def _collect(self, batch: KVBatchMeta) -> dict[str, float]:
-        rewards = read_rewards(fresh_keys(batch, self.replays), batch.partition_id)
-        metrics = batch_metrics(rewards, self.settings.bookkeeping.success_threshold)
+        rewards, infos = read_outcomes(fresh_keys(batch, self.replays), batch.partition_id)
+        metrics = batch_metrics(rewards, self.settings.bookkeeping.success_threshold) | reward_metrics(infos)
         experience = dict.fromkeys(METRIC_NAMES, 0.0)
         if self.replay:
             collect(self.replay, batch, rewards, self.replays, self.questions, self.global_steps)

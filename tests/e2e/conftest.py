@@ -17,6 +17,7 @@ QUICK = (
     "data.train_batch_size=8",
     "actor_rollout_ref.actor.ppo_mini_batch_size=4",
     "exgrpo.start_threshold=null",
+    "exgrpo.runtime.seeded_rollouts=true",
     "trainer.test_freq=-1",
     "trainer.val_before_train=false",
 )

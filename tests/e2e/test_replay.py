@@ -80,12 +80,12 @@ def test_every_group_has_k_rows_and_replayed_groups_exactly_one_stored_trajector
 
 
 def test_the_checkpoint_holds_what_the_metrics_say_and_what_was_generated(replay_run):
-    buffer, extra = open_checkpoint(replay_run.folder / "global_step_6", verify=True)
+    buffer, manifest = open_checkpoint(replay_run.folder / "global_step_6", verify=True)
     row, stats = replay_run.metrics[6], buffer.stats(6)
     assert stats["questions"] == row["experience/buffer_questions"] > 0
     assert stats["trajectories"] == row["experience/buffer_trajectories"] > 0
     assert stats["retired"] == row["experience/retired_questions"]
-    assert extra["replay_active"] is True
+    assert manifest["extra"]["replay_active"] is True
     tokenizer = AutoTokenizer.from_pretrained(ROOT / "data/toy/model")
     texts = {output for _, output in fresh_successes(replay_run, range(1, 7))}
     for question in buffer.questions():

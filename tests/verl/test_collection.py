@@ -8,7 +8,7 @@ from verl.trainer.ppo.padding_utils import upsample_batch_to_divisible_size
 
 from recipe.exgrpo.config import ExGRPOConfig
 from recipe.exgrpo.replay import ReplayManager
-from verl_ext.collection import batch_metrics, collect, fresh_keys, read_rewards
+from verl_ext.collection import batch_metrics, collect, fresh_keys, read_outcomes
 from verl_ext.injection import Replay, inject, nested, write_behaviour_log_probs
 
 K = 4
@@ -67,7 +67,7 @@ def step(rollouts, manager, transfer_queue):
 
 
 def collect_step(manager, batch, replays, questions=QUESTIONS):
-    rewards = read_rewards(fresh_keys(batch, replays), batch.partition_id)
+    rewards, _ = read_outcomes(fresh_keys(batch, replays), batch.partition_id)
     collect(manager, batch, rewards, replays, questions, STEP)
     return rewards
 
@@ -132,7 +132,7 @@ def test_nothing_is_stored_before_replay_starts(step, rollouts):
 
 def test_rewards_are_those_of_fresh_rollouts(step, manager):
     batch, replays = step(multiple=7)
-    rewards = read_rewards(fresh_keys(batch, replays), "train")
+    rewards, _ = read_outcomes(fresh_keys(batch, replays), "train")
     assert rewards == {f"{uid}_{i}_0": r for uid, (_, rows) in GROUPS.items() for i, (_, r) in enumerate(rows)}
     metrics = batch_metrics(rewards, 0.5)
     assert metrics == pytest.approx(
@@ -142,7 +142,7 @@ def test_rewards_are_those_of_fresh_rollouts(step, manager):
 
 def test_one_rollout_is_read_like_many(rollouts):
     key = rollouts.add("aa-1", 0, [1, 2, 3], 1.0)
-    assert read_rewards([key], "train") == {key: 1.0}
+    assert read_outcomes([key], "train")[0] == {key: 1.0}
 
 
 def test_a_group_without_any_rollout_is_passed_over(step, manager):

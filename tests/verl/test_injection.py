@@ -11,7 +11,7 @@ from verl.trainer.ppo.padding_utils import upsample_batch_to_divisible_size
 
 from recipe.exgrpo.config import ExGRPOConfig
 from recipe.exgrpo.replay import ReplayManager
-from verl_ext.collection import fresh_keys, read_rewards
+from verl_ext.collection import fresh_keys, read_outcomes
 from verl_ext.injection import Replay, inject, nested, read_rows, siblings, write_behaviour_log_probs
 from verl_ext.trainer import ExGRPOTrainer
 
@@ -91,7 +91,7 @@ def test_the_replayed_row_is_the_stored_trajectory_after_its_siblings_prompt(ste
 def test_the_stored_reward_is_reused(rollouts, trajectories, reward):
     key = rollouts.add("replay7x0", 0, [5, 6], 0.0)
     batch = inject(rollouts.batch(), [Replay("replay7x0_1_0", key, trajectories(3, reward=reward))], 2, ["replay7x0"])
-    assert read_rewards(batch.keys, batch.partition_id) == {key: 0.0, "replay7x0_1_0": reward}
+    assert read_outcomes(batch.keys, batch.partition_id)[0] == {key: 0.0, "replay7x0_1_0": reward}
 
 
 def test_dataset_columns_are_the_siblings(step):
@@ -238,7 +238,7 @@ def test_verls_padding_rows_are_neither_fresh_nor_replayed(step, first):
     padding = padded.keys[16:]
     assert len(padded) == 18
     assert sorted(fresh_keys(padded, replays)) == sorted(rollouts.arrived)
-    assert set(read_rewards(fresh_keys(padded, replays), "train")) == set(rollouts.arrived)
+    assert set(read_outcomes(fresh_keys(padded, replays), "train")[0]) == set(rollouts.arrived)
     rows = rollouts.read(padded.keys)
     for key in padding:
         assert float(rows[key]["is_replayed"]) == float(first == "replayed")
