@@ -1,197 +1,183 @@
-"""Planning through the real trainer, dataset and dataloader, without workers: the data cursor, retirement, resume."""
+"""The trainer's plan of a step on verl's own fetching code: what is replayed, what is fresh, how far the cursor moves."""
 
-import json
+from collections import Counter
 
 import numpy as np
-import pandas as pd
 import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from omegaconf import OmegaConf
+from verl.utils.dataset.rl_dataset import collate_fn
 
-from recipe.exgrpo.replay import Group
-from verl_ext.questions import question_id
+from recipe.exgrpo.config import ExGRPOConfig
+from recipe.exgrpo.replay import ReplayManager
+from verl_ext.questions import index_questions
+from verl_ext.trainer import ExGRPOTrainer, interleave
 
 K, B = 4, 8
-TOY = "data/toy/model"
 
 
-@pytest.fixture
-def make_trainer(tmp_path, compose):
-    """make_trainer(questions, *overrides) -> an ExGRPOTrainer with its data loaded and no workers."""
-    from verl_ext.trainer import ExGRPOTrainer
+class Questions(list):
+    """A dataset of n questions "q0", "q1", ... with the columns of verl's RLHFDataset."""
 
-    def make(questions: int, *overrides: str):
-        path = tmp_path / f"{questions}.parquet"
-        rows = [
-            {
-                "data_source": "toy_modular",
-                "prompt": [{"role": "user", "content": f"question {i}"}],
-                "ability": "math",
-                "reward_model": {"style": "rule", "ground_truth": str(i)},
-                "extra_info": {"split": "train", "index": i, "question_id": f"q{i}"},
-            }
-            for i in range(questions)
-        ]
-        pd.DataFrame(rows).to_parquet(path)
-        config = compose(
-            f"data.train_files={path}",
-            f"data.val_files={path}",
-            f"data.train_batch_size={B}",
-            f"actor_rollout_ref.rollout.n={K}",
-            f"actor_rollout_ref.model.path={TOY}",
-            f"trainer.default_local_dir={tmp_path}/run",
-            "exgrpo.start_threshold=null",
-            *overrides,
-        )
-        trainer = ExGRPOTrainer(config)
-        trainer._init_tokenizer()
-        trainer._init_dataloader()
-        trainer.global_steps = 0
-        return trainer
+    def __init__(self, n):
+        super().__init__(self.row(i) for i in range(n))
 
-    return make
+    @staticmethod
+    def row(i):
+        prompt = [{"role": "user", "content": f"question {i}"}]
+        info = {"index": i, "question_id": f"q{i}"}
+        columns = {"raw_prompt": prompt, "data_source": "toy", "extra_info": info, "index": i, "tools_kwargs": {}}
+        return columns | {"dummy_tensor": torch.tensor([0], dtype=torch.uint8)}
 
 
-def next_batch(trainer) -> dict[str, int]:
-    """Question id -> number of rollouts of the next training batch, in order."""
-    trainer.global_steps += 1
-    batch = trainer._next_train_batch()
-    assert len(set(batch["uid"])) == B
-    assert all("_" not in uid for uid in batch["uid"])
-    ids = [question_id(info) for info in batch["extra_info"]]
-    assert [trainer.questions[uid] for uid in batch["uid"]] == ids
-    return dict(zip(ids, list(batch["__rollout_n__"]), strict=True))
+def trainer(dataset_size=30, eligible=(), retired=(), rho=0.5, enable=True):
+    """A trainer at the start of a step; the loader hands out questions in order, one at a time."""
+    found = object.__new__(ExGRPOTrainer)  # its constructor starts the whole stack
+    found.settings = ExGRPOConfig(enable=enable, start_threshold=None, rho=rho)
+    found.group_size, found.global_steps = K, 7
+    found.replay = ReplayManager(found.settings, K) if enable else None
+    found.train_dataset = Questions(dataset_size)
+    found.question_rows = index_questions(row["extra_info"] for row in found.train_dataset)
+    found.train_dataloader = [collate_fn([row]) for row in found.train_dataset]
+    found.train_dataloader_it = None
+    found.config = OmegaConf.create({"data": {"train_batch_size": B, "gen_batch_size": 1}})
+    found.questions, found.planned, found.replays, found.passed_over, found.reuse_retired = {}, {}, [], 0, False
+    for i in eligible:
+        found.replay.buffer.record(f"q{i}", 1 + i % (K - 1))
+        found.replay.buffer.add(f"q{i}", [i], [-1.0], 1.0, step=1)
+    for i in retired:
+        found.replay.buffer.retire(f"q{i}")
+    return found
 
 
-def train(trainer, rng: np.random.Generator) -> dict[str, int]:
-    """One step with made-up outcomes: plan, then books as after a real rollout."""
-    batch = next_batch(trainer)
-    replay, step = trainer.replay, trainer.global_steps
-    groups = []
-    for question, rollouts in batch.items():
-        past = None
-        if rollouts == K - 1:
-            chosen = replay.select(question, None)
-            replay.replayed(chosen, step)
-            past = chosen.reward
-        groups.append(Group(question, list((rng.random(rollouts) < 0.4).astype(float)), past))
-    for position, members in replay.grade(groups).items():
-        for member in members:
-            ids = rng.integers(0, 50, size=5 + member)
-            replay.store(groups[position].question, ids, -rng.random(len(ids)), 1.0, step)
-    replay.finish_step(step, 0.4)
-    return batch
+def ids(batch):
+    return [info["question_id"] for info in batch["extra_info"]]
 
 
-def test_the_cursor_moves_by_fresh_questions_only(make_trainer):
-    trainer = make_trainer(64, "data.shuffle=false", "exgrpo.trajectory.select=random")
-    rng = np.random.default_rng(0)
-    fetched = 0
-    for _ in range(5):
-        batch = train(trainer, rng)
-        fresh = [question for question, rollouts in batch.items() if rollouts == K]
-        planned = len(batch) - len(fresh)
-        assert trainer.replay.report.planned == planned
-        expected = [f"q{i}" for i in range(fetched, fetched + len(fresh) + trainer.passed_over)]
-        assert set(fresh) <= set(expected)
-        fetched += len(expected)
-    assert planned == B // 2
-    assert fetched < 5 * B
+def rollouts(batch):
+    return list(batch["__rollout_n__"])
 
 
-def test_replayed_questions_are_spread_over_both_mini_batches(make_trainer):
-    trainer = make_trainer(64, "exgrpo.trajectory.select=random")
-    rng = np.random.default_rng(0)
-    for _ in range(4):
-        batch = train(trainer, rng)
-    counts = list(batch.values())
-    assert counts[: B // 2].count(K - 1) == counts[B // 2 :].count(K - 1) == B // 4
+def cursor(found):
+    """The question that the loader hands out next."""
+    return next(found.train_dataloader_it)["extra_info"][0]["question_id"]
 
 
-def test_retired_questions_are_not_drawn_until_all_are(make_trainer, caplog):
-    trainer = make_trainer(12)
-    for i in range(4):
-        trainer.replay.buffer.retire(f"q{i}")
-    for _ in range(4):
-        assert not set(next_batch(trainer)) & {f"q{i}" for i in range(4)}
-    assert trainer.passed_over > 0
-    for i in range(4, 12):
-        trainer.replay.buffer.retire(f"q{i}")
-    assert len(next_batch(trainer)) == B
-    assert "retired" in caplog.text
+def test_half_the_batch_is_replayed_and_the_cursor_moves_by_the_other_half():
+    found = trainer(eligible=range(10, 20))
+    batch = found._next_train_batch()
+    replayed = [q for q, n in zip(ids(batch), rollouts(batch), strict=True) if n == K - 1]
+    fresh = [q for q, n in zip(ids(batch), rollouts(batch), strict=True) if n == K]
+    assert (len(replayed), fresh) == (4, ["q0", "q1", "q2", "q3"])
+    assert set(replayed) <= {f"q{i}" for i in range(10, 20)}
+    assert cursor(found) == "q4"
+    assert batch["global_steps"] == 7
 
 
-def test_a_refill_of_failed_groups_is_fresh(make_trainer):
-    trainer = make_trainer(64, "exgrpo.trajectory.select=random")
-    rng = np.random.default_rng(0)
+def test_rows_uids_and_questions_belong_together():
+    found = trainer(eligible=range(10, 20))
+    batch = found._next_train_batch()
+    uids = list(batch["uid"])
+    assert len(set(uids)) == B
+    assert not any("_" in uid for uid in uids)  # verl splits keys there
+    assert list(found.questions.items()) == list(zip(uids, ids(batch), strict=True))
+    assert {uid for uid, n in zip(uids, rollouts(batch), strict=True) if n == K - 1} == set(found.planned)
+    for question, index, prompt in zip(ids(batch), batch["index"], batch["raw_prompt"], strict=True):
+        assert (f"q{index}", prompt[0]["content"]) == (question, f"question {index}")
+
+
+def test_both_halves_reach_every_mini_batch():
+    batch = trainer(eligible=range(10, 20))._next_train_batch()
+    assert [Counter(rollouts(batch)[i : i + 4]) for i in (0, 4)] == [{K: 2, K - 1: 2}] * 2
+
+
+def test_a_planned_question_is_not_drawn_fresh_as_well():
+    found = trainer(eligible=range(4))
+    batch = found._next_train_batch()
+    assert sorted(ids(batch)) == sorted(f"q{i}" for i in range(8))
+    assert Counter(rollouts(batch)) == {K: 4, K - 1: 4}
+    assert found.passed_over == 4
+
+
+def test_retired_questions_are_passed_over():
+    found = trainer(retired=[0, 2, 3, 9])
+    batch = found._next_train_batch()
+    assert ids(batch) == ["q1", "q4", "q5", "q6", "q7", "q8", "q10", "q11"]
+    assert rollouts(batch) == [K] * B
+    assert found.passed_over == 4
+    assert cursor(found) == "q12"
+
+
+def test_a_batch_made_of_replay_alone_fetches_nothing():
+    found = trainer(eligible=range(20), rho=1.0)
+    batch = found._next_train_batch()
+    assert rollouts(batch) == [K - 1] * B
+    assert len(set(ids(batch))) == B
+    assert found.train_dataloader_it is None
+
+
+def test_an_empty_buffer_gives_a_plain_batch():
+    found = trainer()
+    batch = found._next_train_batch()
+    assert ids(batch) == [f"q{i}" for i in range(B)]
+    assert rollouts(batch) == [K] * B
+    assert found.planned == {}
+
+
+@pytest.mark.parametrize("retired", [range(12), range(6)])
+def test_training_goes_on_when_fewer_than_a_batch_are_left(retired):
+    found = trainer(dataset_size=12, retired=retired)
     for _ in range(3):
-        train(trainer, rng)
-    assert "__rollout_n__" not in trainer._next_train_batch(2)
-    assert len(trainer.questions) == B + 2
+        batch = found._next_train_batch()
+        assert len(set(ids(batch))) == B
 
 
-# 20 questions and 8 a step: steps 3, 5, 8 ... cross an epoch's end; 24 questions also end one exactly.
-@pytest.mark.parametrize("questions", [20, 24, 8])
-@pytest.mark.parametrize("stop", [1, 2, 3, 5])
-def test_resume_gives_the_same_next_batches(make_trainer, questions, stop):
-    def run(trainer, steps, rng):
-        return [train(trainer, rng) for _ in range(steps)]
-
-    whole = make_trainer(questions, "exgrpo.trajectory.select=random", "data.seed=3")
-    rng = np.random.default_rng(1)
-    run(whole, stop, rng)
-    whole.experience.save(stop, whole.replay)
-    data = whole.train_dataloader.state_dict()
-    outcomes = json.loads(json.dumps(rng.bit_generator.state))
-    expected = run(whole, 12, rng)
-
-    resumed = make_trainer(questions, "exgrpo.trajectory.select=random", "data.seed=3")
-    resumed.global_steps = stop
-    resumed.train_dataloader.load_state_dict(data)
-    resumed.experience.load(stop, resumed.replay, known=resumed.question_rows)
-    rng.bit_generator.state = outcomes
-    assert run(resumed, 12, rng) == expected
-    assert any(K - 1 in batch.values() for batch in expected)
+def test_a_small_dataset_goes_round_without_a_question_twice_in_a_batch():
+    found = trainer(dataset_size=11, eligible=[1, 5])
+    seen = Counter()
+    for _ in range(6):
+        batch = found._next_train_batch()
+        assert len(set(ids(batch))) == len(ids(batch)) == B
+        seen.update(ids(batch))
+    assert set(seen) == {f"q{i}" for i in range(11)}
 
 
-def test_a_checkpoint_without_experience_is_refused_unless_allowed(make_trainer, tmp_path, caplog):
-    trainer = make_trainer(20)
-    (tmp_path / "run/global_step_5/actor").mkdir(parents=True)
-    with pytest.raises(ValueError, match=r"global_step_5.*exgrpo.resume_without_experience=true"):
-        trainer.experience.load(5, trainer.replay, known=trainer.question_rows)
-    allowed = make_trainer(20, "exgrpo.resume_without_experience=true")
-    allowed.experience.load(5, allowed.replay, known=allowed.question_rows)
-    assert "no experience" in caplog.text
+def test_groups_that_failed_are_refilled_with_fresh_questions_of_k():
+    found = trainer(eligible=range(10, 20))
+    first = found._next_train_batch()
+    refill = found._next_train_batch(2)
+    assert ids(refill) == ["q4", "q5"]
+    assert "__rollout_n__" not in refill  # verl's default is K
+    assert list(found.questions.values()) == [*ids(first), "q4", "q5"]
+    assert len(found.planned) == 4
 
 
-def test_questions_that_left_the_dataset_are_discarded_on_resume(make_trainer):
-    trainer = make_trainer(64, "exgrpo.trajectory.select=random")
-    rng = np.random.default_rng(0)
-    for _ in range(4):
-        train(trainer, rng)
-    trainer.experience.save(4, trainer.replay)
-    smaller = make_trainer(20, "exgrpo.trajectory.select=random")
-    smaller.experience.load(4, smaller.replay, known=smaller.question_rows)
-    assert set(smaller.replay.buffer.questions()) <= {f"q{i}" for i in range(20)}
-    for _ in range(3):
-        train(smaller, rng)
+def test_a_step_forgets_the_one_before():
+    found = trainer(eligible=range(10, 14))
+    found._next_train_batch()
+    found.replays.append(object())
+    for question in list(found.planned.values()):
+        found.replay.buffer.retire(question)
+    batch = found._next_train_batch()
+    assert (found.planned, found.replays) == ({}, [])
+    assert list(found.questions) == list(batch["uid"])
 
 
-def test_experience_is_pruned_with_the_actor(make_trainer, tmp_path):
-    trainer = make_trainer(20)
-    for step in (1, 2, 3):
-        trainer.experience.save(step, trainer.replay)
-    for step in (2, 3):
-        (tmp_path / f"run/global_step_{step}/actor").mkdir()
-    trainer.experience.prune()
-    assert sorted(path.parent.name for path in tmp_path.glob("run/*/experience")) == ["global_step_2", "global_step_3"]
+def test_the_on_policy_twin_is_verls_own_fetching():
+    found = trainer(enable=False)
+    batch = found._next_train_batch()
+    assert ids(batch) == [f"q{i}" for i in range(B)]
+    assert "__rollout_n__" not in batch
+    assert (found.questions, found.planned) == ({}, {})
 
 
-def test_duplicate_ids_end_the_run_before_any_worker_starts(make_trainer, monkeypatch):
-    monkeypatch.setattr("verl_ext.trainer.index_questions", lambda infos: index_twice(infos))
-    with pytest.raises(ValueError, match="occurs in rows"):
-        make_trainer(20)
-
-
-def index_twice(infos):
-    from verl_ext.questions import index_questions
-
-    return index_questions([*infos, next(iter(infos))])
+@given(a=st.integers(0, 20), b=st.integers(0, 20))
+def test_interleaving_spreads_both_lists_evenly(a, b):
+    merged = interleave([("a", i) for i in range(a)], [("b", i) for i in range(b)])
+    assert Counter(merged) == Counter([("a", i) for i in range(a)] + [("b", i) for i in range(b)])
+    for name, n in (("a", a), ("b", b)):
+        assert [i for kind, i in merged if kind == name] == list(range(n))
+        share = np.cumsum([kind == name for kind, _ in merged]) - n * np.arange(1, a + b + 1) / max(a + b, 1)
+        assert np.abs(share).max(initial=0) <= 1
