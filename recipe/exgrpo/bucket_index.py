@@ -34,6 +34,13 @@ class BucketIndex:
         """View of a bucket's question indices, int32, in draw order."""
         return self._members[bucket][: self.sizes[bucket]]
 
+    def fill(self, members: np.ndarray, sizes: np.ndarray) -> np.ndarray:
+        """Set all buckets: `members` of bucket 0, then of 1, ..., `sizes` [K + 1]; returns each member's place."""
+        ends = np.cumsum(sizes)
+        self._members = [part.astype(np.int32) for part in np.split(members, ends[:-1])]
+        self.sizes = sizes.astype(np.int64)
+        return np.arange(len(members)) - np.repeat(ends - sizes, sizes)
+
     def draw(self, bucket: int, n: int, rng: np.random.Generator) -> np.ndarray:
         """`n` distinct members, uniform without replacement (numpy uses Floyd's algorithm or a tail shuffle: O(n))."""
         return self.members(bucket)[rng.choice(int(self.sizes[bucket]), n, replace=False)]

@@ -32,6 +32,7 @@ QUESTION_DTYPES = {"count": "i2", "place": "i4", "last_row": "i4", "rows": "i4",
 ROW_BYTES = sum(np.dtype(d).itemsize for d in ROW_DTYPES.values())
 MAX_DEAD_SHARE = 0.1  # of the live tokens, before segments are compacted
 COMPACTED_SEGMENTS = 4  # worth of tokens moved in one `enforce_limits`, so that a step never waits for long
+MAX_ID = 2**31 - 1
 LOG_PROB_SLACK = 1e-2  # log-softmax may round to a hair above 0
 REASONS = ("age", "reuse", "per_question", "bytes")
 
@@ -71,6 +72,7 @@ class ExperienceBuffer:
         self._rows = Columns(ROW_DTYPES)
         self._questions = Columns(QUESTION_DTYPES)
         self._log = TokenLog(self.config.log_prob_dtype, segment_tokens)
+        self._lowest_log_prob = float(np.finfo(self.config.log_prob_dtype).min)
         self._buckets = BucketIndex(group_size)
         self._index: dict[str, int] = {}
         self._names: list[str] = []  # "" marks an index that a discarded question gave back
@@ -377,7 +379,8 @@ class ExperienceBuffer:
         buffer._next_serial = int(meta["next_serial"])
         buffer.evicted |= {reason: int(meta["evicted"].get(reason, 0)) for reason in REASONS}
         buffer.compacted_tokens = int(meta["compacted_tokens"])
-        buffer._restore_buckets(arrays)
+        members = arrays["bucket_members"]
+        buffer._questions.place[members] = buffer._buckets.fill(members, arrays["bucket_sizes"])
         if group_size is not None and group_size != buffer.group_size:
             if not allow_group_size_change:
                 raise ValueError(
@@ -442,10 +445,10 @@ class ExperienceBuffer:
                 f"trajectory of question {question!r}: expected as many integer token ids as log-probs, at least one; "
                 f"got ids {ids.dtype}{list(ids.shape)} and log-probs {list(log_probs.shape)}."
             )
-        if ids.min() < 0 or ids.max() > np.iinfo(np.int32).max:
+        if ids.min() < 0 or (ids.dtype != np.int32 and ids.max() > MAX_ID):
             raise ValueError(f"trajectory of question {question!r}: token ids must fit into 0..2^31-1.")
         low, high = log_probs.min(), log_probs.max()  # nan if any is nan, and then no comparison holds
-        if not (low >= np.finfo(self._log.log_prob_dtype).min and high <= LOG_PROB_SLACK):
+        if not (low >= self._lowest_log_prob and high <= LOG_PROB_SLACK):
             raise ValueError(
                 f"trajectory of question {question!r}: log-probs must be finite, not above 0 and within "
                 f"{self._log.log_prob_dtype.name}; they span {low} to {high}."
@@ -594,10 +597,6 @@ class ExperienceBuffer:
         self._questions.live("rows")[:] = counts
         self._questions.live("last_row")[question[order]] = order  # the last of equal indices stays
         self._live_rows, self._with_rows = len(question), int(np.count_nonzero(counts))
-
-    def _restore_buckets(self, arrays: dict[str, np.ndarray]) -> None:
-        for q in arrays["bucket_members"].tolist():
-            self._enter_bucket(q)
 
     def _change_group_size(self, group_size: int) -> None:
         """Scale success counts to a new K, those solved in part to stay within 1..K-1, and bucket them again."""
