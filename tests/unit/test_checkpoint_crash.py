@@ -101,6 +101,25 @@ def test_kill_leaves_the_old_state_or_the_new(tmp_path, replace):
     assert mid_save > KILLS // 4
 
 
+@pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="reads which file a descriptor is of from /proc")
+def test_everything_is_flushed_before_the_rename_and_the_rename_after_it(tmp_path, monkeypatch):
+    """A power cut cannot be made here; this is the order of system calls that survives one."""
+    checkpointer, buffer, events = ExperienceCheckpointer(PRINT), ExperienceBuffer(K), []
+    advance(buffer, 1)
+    checkpointer.save(tmp_path / "global_step_1", buffer, {})
+    advance(buffer, 2)
+    fsync, rename = os.fsync, Path.rename
+    monkeypatch.setattr(os, "fsync", lambda fd: (events.append(os.readlink(f"/proc/self/fd/{fd}")), fsync(fd))[1])
+    monkeypatch.setattr(Path, "rename", lambda a, b: (events.append("rename"), rename(a, b))[1])
+    checkpointer.save(tmp_path / "global_step_2", buffer, {})
+    new, at = tmp_path / "global_step_2/.experience.new", events.index("rename")
+    written = {p.name for p in (tmp_path / "global_step_2/experience").iterdir() if p.stat().st_nlink == 1}
+    assert len(written) == 4
+    assert set(events[:at]) == {str(new / name) for name in written} | {str(new)}
+    assert events[at - 1] == str(new)
+    assert events[at + 1 :] == [str(tmp_path / "global_step_2"), str(tmp_path)]
+
+
 def large(buffer: ExperienceBuffer) -> None:
     """Half a megabyte more."""
     for i in range(64):
