@@ -34,7 +34,10 @@ def from_hub(folder: Path) -> dict:
 
     try:
         snapshot_download(
-            HUB_ID, local_dir=folder, allow_patterns=["*.json", "*.txt", "*.jinja", "model.safetensors"], etag_timeout=10
+            HUB_ID,
+            local_dir=folder,
+            allow_patterns=["*.json", "*.txt", "*.jinja", "model.safetensors"],
+            etag_timeout=10,
         )
     except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
         raise FetchError(f"hub id {HUB_ID}: {str(error).splitlines()[0]}") from error
