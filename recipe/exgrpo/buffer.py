@@ -17,24 +17,16 @@ import numpy as np
 
 from recipe.exgrpo.bucket_index import BucketIndex
 from recipe.exgrpo.buffer_state import NONE, STATE_VERSION, Snapshot, check_placement, check_state, decode_names
-from recipe.exgrpo.columns import SEGMENT_TOKENS, Columns, TokenLog
+from recipe.exgrpo.columns import SEGMENT_TOKENS, Columns
 from recipe.exgrpo.config import BufferConfig
+from recipe.exgrpo.eviction import REASONS, doomed
+from recipe.exgrpo.store import TrajectoryStore
 
 logger = logging.getLogger(__name__)
 
-# Rows stand in insertion order and `serial`, the handle of a trajectory, grows with them: a handle is found by
-# bisection, is never used twice, and survives compaction and checkpoints.
-ROW_DTYPES = {
-    "serial": "i8", "question": "i4", "previous": "i4", "segment": "i4", "offset": "i4", "length": "i4",
-    "reward": "f8", "birth_step": "i4", "use_count": "i4", "entropy": "f4", "digest": "u8",
-}  # fmt: skip
-QUESTION_DTYPES = {"count": "i2", "place": "i4", "last_row": "i4", "rows": "i4", "cool_until": "i4"}
-ROW_BYTES = sum(np.dtype(d).itemsize for d in ROW_DTYPES.values())
-MAX_DEAD_SHARE = 0.1  # of the live tokens, before segments are compacted
-COMPACTED_SEGMENTS = 4  # worth of tokens moved in one `enforce_limits`, so that a step never waits for long
+QUESTION_DTYPES = {"count": "i2", "place": "i4", "cool_until": "i4"}
 MAX_ID = 2**31 - 1
 LOG_PROB_SLACK = 1e-2  # log-softmax may round to a hair above 0
-REASONS = ("age", "reuse", "per_question", "bytes")
 
 
 @dataclass(frozen=True)
@@ -69,9 +61,8 @@ class ExperienceBuffer:
             raise ValueError(f"group_size must be at least 2, or no question can be solved in part; got {group_size}.")
         self.group_size = group_size
         self.config = config or BufferConfig()
-        self._rows = Columns(ROW_DTYPES)
+        self._store = TrajectoryStore(self.config.log_prob_dtype, segment_tokens)
         self._questions = Columns(QUESTION_DTYPES)
-        self._log = TokenLog(self.config.log_prob_dtype, segment_tokens)
         self._lowest_log_prob = float(np.finfo(self.config.log_prob_dtype).min)
         self._buckets = BucketIndex(group_size)
         self._index: dict[str, int] = {}
@@ -79,11 +70,7 @@ class ExperienceBuffer:
         self._free: list[int] = []
         self._retired: dict[int, None] = {}  # ordered by time of retirement
         self._cooling: list[tuple[int, int]] = []  # heap of (first eligible step, question)
-        self._next_serial = 0
-        self._live_rows = 0
-        self._with_rows = 0
         self.evicted = dict.fromkeys(REASONS, 0)
-        self.compacted_tokens = 0
 
     # ---- questions
 
@@ -115,7 +102,7 @@ class ExperienceBuffer:
         if q in self._retired:
             return
         self._leave_bucket(q)
-        self._drop_all_rows(q)
+        self._store.drop_question(q)
         self._questions.count[q] = self._questions.cool_until[q] = NONE
         self._retired[q] = None
 
@@ -139,7 +126,7 @@ class ExperienceBuffer:
         if q is None:
             return
         self._leave_bucket(q)
-        self._drop_all_rows(q)
+        self._store.drop_question(q)
         self._questions.count[q] = self._questions.cool_until[q] = NONE
         self._retired.pop(q, None)
         del self._index[question]
@@ -179,38 +166,22 @@ class ExperienceBuffer:
         ids, log_probs = self._checked(question, token_ids, log_probs, reward)
         q = self._index_of(question, "given a trajectory")
         digest = int.from_bytes(blake2b(ids.data, digest_size=8).digest(), "little")
-        if self._holds(q, ids, digest):
+        if self._store.holds(q, ids, digest):
             return False
-        self._make_room()
-        rows, row = self._rows, self._rows.append()
-        rows.segment[row], rows.offset[row] = self._log.append(ids, log_probs)
-        rows.serial[row] = self._next_serial
-        rows.question[row] = q
-        rows.previous[row] = self._questions.last_row[q]
-        rows.length[row] = len(ids)
-        rows.reward[row] = reward
-        rows.birth_step[row] = step
-        rows.use_count[row] = 0
-        rows.entropy[row] = math.nan
-        rows.digest[row] = digest
-        self._next_serial += 1
-        self._live_rows += 1
-        self._questions.last_row[q] = row
-        self._questions.rows[q] += 1
-        if self._questions.rows[q] == 1:
-            self._with_rows += 1
+        self._store.append(q, ids, log_probs, digest, reward, step)
+        if self._store.count(q) == 1:
             self._enter_bucket(q)
         return True
 
     def rows(self, question: str) -> np.ndarray:
         """Handles of a question's trajectories in insertion order, int64; empty for an unknown question."""
         q = self._index.get(question)
-        return np.empty(0, np.int64) if q is None else self._rows.serial[self._rows_of(q)]
+        return np.empty(0, np.int64) if q is None else self._store.rows.serial[self._store.positions(q)]
 
     def trajectory(self, row: int) -> Trajectory:
         """A copy of the trajectory with handle `row`; KeyError when it is gone."""
-        rows, at = self._rows, self._position(row)
-        ids, log_probs = self._log.view(int(rows.segment[at]), int(rows.offset[at]), int(rows.length[at]))
+        rows, at = self._store.rows, self._store.position(row)
+        ids, log_probs = self._store.tokens(at)
         return Trajectory(
             row=int(row),
             question=self._names[rows.question[at]],
@@ -227,14 +198,14 @@ class ExperienceBuffer:
         rows, entropies = np.asarray(rows, np.int64), np.asarray(entropies, np.float32)
         if rows.shape != entropies.shape:
             raise ValueError(f"mark_scored got {rows.size} rows and {entropies.size} entropies.")
-        self._rows.entropy[[self._position(row) for row in rows.tolist()]] = entropies
+        self._store.rows.entropy[[self._store.position(row) for row in rows.tolist()]] = entropies
 
     def mark_used(self, row: int, step: int) -> None:
         """Count one replay of a trajectory at `step`, and start its question's cooldown; KeyError when it is gone."""
-        at = self._position(row)
-        self._rows.use_count[at] += 1
+        at = self._store.position(row)
+        self._store.rows.use_count[at] += 1
         if self.config.cooldown_steps:
-            q = int(self._rows.question[at])
+            q = int(self._store.rows.question[at])
             self._leave_bucket(q)
             first = step + self.config.cooldown_steps + 1
             self._questions.cool_until[q] = first
@@ -247,45 +218,36 @@ class ExperienceBuffer:
         replayed at step s with cooldown c is next eligible at s + c + 1), and some dead space is compacted. A question
         whose last trajectory goes is ineligible and keeps its count.
         """
-        counts = dict.fromkeys(REASONS, 0)
-        config, rows = self.config, self._rows
-        if config.max_age_steps is not None:
-            counts["age"] = self._evict(self._alive() & (step - rows.live("birth_step") > config.max_age_steps))
-        if config.max_reuse is not None:
-            counts["reuse"] = self._evict(self._alive() & (rows.live("use_count") >= config.max_reuse))
-        if config.max_per_question is not None:
-            counts["per_question"] = self._evict(self._over_per_question(config.max_per_question))
-        if config.max_bytes is not None and self.nbytes > config.max_bytes:
-            counts["bytes"] = self._evict(self._over_bytes(config.max_bytes))
+        counts = {reason: self._evict(doomed(self._store, self.config, reason, step)) for reason in REASONS}
         for reason, count in counts.items():
             self.evicted[reason] += count
         self._end_cooldowns(step + 1)
-        self._compact()
+        self._store.compact()
         return counts
 
     def drop_trajectories(self) -> int:
         """Drop every trajectory, keeping counts and the retired set; returns how many there were."""
-        return self._evict(self._alive())
+        return self._evict(self._store.alive())
 
     @property
     def nbytes(self) -> int:
         """Bytes of the live trajectories: tokens, log-probs and row columns. This is what `max_bytes` bounds."""
-        return self._log.live_tokens * self._log.token_bytes + self._live_rows * ROW_BYTES
+        return self._store.nbytes
 
     def stats(self, step: int) -> dict[str, float]:
         """Figures for metrics and `inspect`; ages in steps before `step`, over live trajectories (0 without any)."""
-        alive = self._alive()
-        ages = step - self._rows.live("birth_step")[alive]
-        reuse = self._rows.live("use_count")[alive]
+        store, alive = self._store, self._store.alive()
+        ages = step - store.rows.live("birth_step")[alive]
+        reuse = store.rows.live("use_count")[alive]
         some = len(ages) > 0
         figures = {
-            "questions": self._with_rows,
-            "trajectories": self._live_rows,
+            "questions": store.live_questions,
+            "trajectories": store.live_rows,
             "bytes": self.nbytes,
-            "allocated_bytes": self._log.nbytes + self._rows.nbytes + self._questions.nbytes,
+            "allocated_bytes": store.allocated_bytes + self._questions.nbytes,
             "retired": len(self._retired),
             "cooling": int(np.count_nonzero(self._questions.live("cool_until") != NONE)),
-            "compacted_tokens": self.compacted_tokens,
+            "compacted_tokens": store.compacted_tokens,
             "age_steps_mean": ages.mean() if some else 0,
             "age_steps_max": ages.max() if some else 0,
             "reuse_mean": reuse.mean() if some else 0,
@@ -298,9 +260,7 @@ class ExperienceBuffer:
 
     def snapshot(self) -> Snapshot:
         """A frozen view for a writer in another thread: small columns are copied, tokens shared (they never change)."""
-        alive = self._alive()
-        rows = {f"row_{name}": self._rows.live(name)[alive] for name in ROW_DTYPES if name != "previous"}
-        placement = rows.pop("row_segment"), rows.pop("row_offset")
+        rows, placement, segments = self._store.frozen()
         bucketed = [self._buckets.members(k).copy() for k in range(self.group_size + 1)]
         questions = {
             "question_count": self._questions.live("count").copy(),
@@ -313,12 +273,11 @@ class ExperienceBuffer:
         meta = {
             "version": STATE_VERSION,
             "group_size": self.group_size,
-            "log_prob_dtype": self._log.log_prob_dtype.name,
-            "next_serial": self._next_serial,
+            "log_prob_dtype": self._store.log.log_prob_dtype.name,
+            "next_serial": self._store.next_serial,
             "evicted": dict(self.evicted),
-            "compacted_tokens": self.compacted_tokens,
+            "compacted_tokens": self._store.compacted_tokens,
         }
-        segments = {i: (s.ids, s.log_probs) for i, s in self._log.segments.items()}
         return Snapshot(rows, questions, list(self._names), meta, placement, segments)
 
     def state(self) -> tuple[dict[str, np.ndarray], dict]:
@@ -375,10 +334,10 @@ class ExperienceBuffer:
         check_placement(arrays["row_length"], pieces, *placement)
         buffer = cls(meta["group_size"], config)
         buffer._restore_questions(arrays)
-        buffer._restore_rows(arrays, pieces, *placement)
-        buffer._next_serial = int(meta["next_serial"])
+        buffer._store.fill(arrays, pieces, *placement, len(buffer._names))
+        buffer._store.next_serial = int(meta["next_serial"])
+        buffer._store.compacted_tokens = int(meta["compacted_tokens"])
         buffer.evicted |= {reason: int(meta["evicted"].get(reason, 0)) for reason in REASONS}
-        buffer.compacted_tokens = int(meta["compacted_tokens"])
         members = arrays["bucket_members"]
         buffer._questions.place[members] = buffer._buckets.fill(members, arrays["bucket_sizes"])
         if group_size is not None and group_size != buffer.group_size:
@@ -402,11 +361,11 @@ class ExperienceBuffer:
             q = self._free.pop()
             self._names[q] = question
         else:
-            q = self._questions.append()
+            q = self._store.open_question()
+            self._questions.append()
             self._names.append(question)
-        for name in ("count", "place", "last_row", "cool_until"):
+        for name in QUESTION_DTYPES:
             getattr(self._questions, name)[q] = NONE
-        self._questions.rows[q] = 0
         self._index[question] = q
         return q
 
@@ -426,7 +385,7 @@ class ExperienceBuffer:
     def _enter_bucket(self, q: int) -> None:
         """Put a question that is in no bucket into its own, if it is eligible."""
         questions = self._questions
-        if questions.count[q] > 0 and questions.rows[q] > 0 and questions.cool_until[q] == NONE:
+        if questions.count[q] > 0 and self._store.count(q) and questions.cool_until[q] == NONE:
             questions.place[q] = self._buckets.insert(int(questions.count[q]), q)
 
     def _end_cooldowns(self, step: int) -> None:
@@ -436,7 +395,7 @@ class ExperienceBuffer:
                 self._questions.cool_until[q] = NONE
                 self._enter_bucket(q)
 
-    # ---- private: rows
+    # ---- private: trajectories
 
     def _checked(self, question: str, token_ids, log_probs, reward: float) -> tuple[np.ndarray, np.ndarray]:
         ids, log_probs = np.asarray(token_ids), np.asarray(log_probs, np.float32)
@@ -451,120 +410,19 @@ class ExperienceBuffer:
         if not (low >= self._lowest_log_prob and high <= LOG_PROB_SLACK):
             raise ValueError(
                 f"trajectory of question {question!r}: log-probs must be finite, not above 0 and within "
-                f"{self._log.log_prob_dtype.name}; they span {low} to {high}."
+                f"{self._store.log.log_prob_dtype.name}; they span {low} to {high}."
             )
         if not math.isfinite(reward):
             raise ValueError(f"trajectory of question {question!r}: the reward must be finite; got {reward}.")
         return np.ascontiguousarray(ids, np.int32), log_probs
 
-    def _holds(self, q: int, ids: np.ndarray, digest: int) -> bool:
-        rows, at = self._rows, int(self._questions.last_row[q])
-        while at != NONE:
-            if rows.digest[at] == digest and np.array_equal(ids, self._ids(at)):
-                return True
-            at = int(rows.previous[at])
-        return False
-
-    def _ids(self, at: int) -> np.ndarray:
-        rows = self._rows
-        return self._log.view(int(rows.segment[at]), int(rows.offset[at]), int(rows.length[at]))[0]
-
-    def _alive(self) -> np.ndarray:
-        return self._rows.live("question") != NONE
-
-    def _position(self, row: int) -> int:
-        """Where the trajectory with handle `row` stands."""
-        at = int(self._rows.live("serial").searchsorted(row))
-        if at == self._rows.size or self._rows.serial[at] != row or self._rows.question[at] == NONE:
-            raise KeyError(f"trajectory {row} is not in the buffer: evicted, or its question retired")
-        return at
-
-    def _rows_of(self, q: int) -> list[int]:
-        """Positions of a question's rows in insertion order."""
-        positions, at = [], int(self._questions.last_row[q])
-        while at != NONE:
-            positions.append(at)
-            at = int(self._rows.previous[at])
-        return positions[::-1]
-
-    def _drop_all_rows(self, q: int) -> None:
-        self._drop(self._rows_of(q))
-        self._relink(q, [])
-
-    def _drop(self, positions: Sequence[int]) -> None:
-        rows = self._rows
-        for at in positions:
-            self._log.free(int(rows.segment[at]), int(rows.length[at]))
-            rows.question[at] = NONE
-        self._live_rows -= len(positions)
-
-    def _relink(self, q: int, positions: list[int]) -> None:
-        """Make `positions` (insertion order) the rows of a question; without any it is not eligible."""
-        self._with_rows += (len(positions) > 0) - int(self._questions.rows[q] > 0)
-        self._questions.rows[q] = len(positions)
-        self._questions.last_row[q] = positions[-1] if positions else NONE
-        self._rows.previous[positions] = [NONE, *positions[:-1]][: len(positions)]
-        if not positions:
+    def _evict(self, mask: np.ndarray | None) -> int:
+        """Drop the rows under `mask`; a question without any left is not eligible. Returns how many rows went."""
+        if mask is None:
+            return 0
+        for q in self._store.drop(mask):
             self._leave_bucket(q)
-
-    def _evict(self, mask: np.ndarray) -> int:
-        """Drop the live rows under `mask` (bool [rows]); returns how many."""
-        positions = np.flatnonzero(mask)
-        questions = np.unique(self._rows.question[positions])
-        self._drop(positions.tolist())
-        for q in questions.tolist():
-            self._relink(q, [at for at in self._rows_of(q) if self._rows.question[at] == q])
-        return len(positions)
-
-    def _eviction_order(self, positions: np.ndarray) -> np.ndarray:
-        """`positions` with the first to go first; ties go to the oldest, and what was never scored goes last."""
-        birth = self._rows.birth_step[positions]
-        if self.config.eviction == "highest_entropy":
-            key = np.nan_to_num(-self._rows.entropy[positions], nan=np.inf)
-        elif self.config.eviction == "most_reused":
-            key = -self._rows.use_count[positions]
-        else:
-            key = birth
-        return positions[np.lexsort((positions, birth, key))]
-
-    def _over_per_question(self, limit: int) -> np.ndarray:
-        mask = np.zeros(self._rows.size, bool)
-        for q in np.flatnonzero(self._questions.live("rows") > limit).tolist():
-            order = self._eviction_order(np.array(self._rows_of(q)))
-            mask[order[: len(order) - limit]] = True
-        return mask
-
-    def _over_bytes(self, limit: int) -> np.ndarray:
-        order = self._eviction_order(np.flatnonzero(self._alive()))
-        freed = np.cumsum(self._rows.length[order] * np.int64(self._log.token_bytes) + ROW_BYTES)
-        mask = np.zeros(self._rows.size, bool)
-        mask[order[: np.searchsorted(freed, self.nbytes - limit) + 1]] = True
-        return mask
-
-    def _make_room(self) -> None:
-        """Before the row columns grow, squeeze out dead rows if a quarter are: amortised O(1) a row."""
-        rows = self._rows
-        if rows.size < rows.capacity or (rows.size - self._live_rows) * 4 < rows.size:
-            return
-        alive = self._alive()
-        moved = np.append(np.cumsum(alive, dtype=np.int32) - 1, NONE)  # position NONE stays NONE
-        last_row = self._questions.live("last_row")
-        last_row[:] = moved[last_row]
-        rows.live("previous")[:] = moved[rows.live("previous")]
-        rows.keep(alive)
-
-    def _compact(self) -> None:
-        """Move live rows out of the segments with most dead space, a bounded number of tokens at a time."""
-        rows, budget = self._rows, COMPACTED_SEGMENTS * self._log.segment_tokens
-        while budget > 0 and (segment := self._log.deadest_segment(MAX_DEAD_SHARE)) is not None:
-            for at in np.flatnonzero(self._alive() & (rows.live("segment") == segment)).tolist():
-                length = int(rows.length[at])
-                rows.segment[at], rows.offset[at] = self._log.append(
-                    *self._log.view(segment, int(rows.offset[at]), length)
-                )
-                self._log.free(segment, length)
-                self.compacted_tokens += length
-                budget -= length
+        return int(np.count_nonzero(mask))
 
     # ---- private: state
 
@@ -574,29 +432,10 @@ class ExperienceBuffer:
         self._free = arrays["question_free"].tolist()
         self._retired = dict.fromkeys(arrays["retired"].tolist())
         columns = {"count": arrays["question_count"], "cool_until": arrays["question_cool_until"]}
-        self._questions.fill(columns | {"place": NONE, "last_row": NONE, "rows": 0}, len(self._names))
+        self._questions.fill(columns | {"place": NONE}, len(self._names))
         cooling = np.flatnonzero(columns["cool_until"] != NONE)
         self._cooling = list(zip(columns["cool_until"][cooling].tolist(), cooling.tolist(), strict=True))
         heapq.heapify(self._cooling)
-
-    def _restore_rows(self, arrays, pieces, piece: np.ndarray, offset: np.ndarray) -> None:
-        question, length = arrays["row_question"], arrays["row_length"]
-        live = np.bincount(piece, length, minlength=len(pieces)).astype(np.int64)
-        numbers = np.zeros(len(pieces), np.int32)
-        for i, (ids, log_probs) in enumerate(pieces):
-            if live[i]:
-                numbers[i] = self._log.adopt(ids, log_probs.astype(self._log.log_prob_dtype, copy=False), int(live[i]))
-        order = np.argsort(question, kind="stable")
-        previous = np.full(len(question), NONE, np.int32)
-        same = question[order[1:]] == question[order[:-1]]
-        previous[order[1:][same]] = order[:-1][same]
-        columns = {name: arrays[f"row_{name}"] for name in ROW_DTYPES if f"row_{name}" in arrays}
-        placed = {"previous": previous, "segment": numbers[piece], "offset": offset}
-        self._rows.fill(columns | placed, len(question))
-        counts = np.bincount(question, minlength=self._questions.size)
-        self._questions.live("rows")[:] = counts
-        self._questions.live("last_row")[question[order]] = order  # the last of equal indices stays
-        self._live_rows, self._with_rows = len(question), int(np.count_nonzero(counts))
 
     def _change_group_size(self, group_size: int) -> None:
         """Scale success counts to a new K, those solved in part to stay within 1..K-1, and bucket them again."""

@@ -14,6 +14,7 @@ class Columns:
     """
 
     def __init__(self, dtypes: dict[str, str], capacity: int = 256):
+        assert not {"names", "size", "capacity"} & set(dtypes), "a column would hide an attribute"
         self.names = tuple(dtypes)
         self.size = 0
         self.capacity = capacity

@@ -337,13 +337,13 @@ def test_freed_space_is_reused_and_compaction_is_bounded():
             ids = np.full(rng.integers(5, 60), step * 20 + i)
             buffer.add(f"q{i}", ids, -(ids % 7), 1.0, step + (1000 if long_lived and i == 0 else 0))
         buffer.enforce_limits(step)
-        before, moved = moved, buffer.compacted_tokens
+        before, moved = moved, buffer._store.compacted_tokens
         assert moved - before <= 4 * 1000 + 1000
         if step > 30:
-            peak = max(peak, buffer._log.nbytes / (buffer._log.live_tokens * 8))
+            peak = max(peak, buffer._store.log.nbytes / (buffer._store.log.live_tokens * 8))
     assert peak < 1.5
     assert moved > 0
-    assert buffer._rows.capacity < 1000
+    assert buffer._store.rows.capacity < 1000
     for question in buffer.questions():
         for row in buffer.rows(question):
             found = buffer.trajectory(row)

@@ -8,8 +8,9 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from recipe.exgrpo.buffer import ROW_BYTES, ExperienceBuffer
+from recipe.exgrpo.buffer import ExperienceBuffer
 from recipe.exgrpo.config import BufferConfig
+from recipe.exgrpo.store import ROW_BYTES
 
 K = 3
 NAMES = ["a", "b", "ç", "d" * 40, "語", "f", "g", "h", "i", "j"]

@@ -420,7 +420,10 @@ def test_forged_contents_are_refused_not_executed(folder, tmp_path):
 def test_no_module_of_the_buffer_can_unpickle_or_evaluate():
     root = Path(recipe.exgrpo.buffer.__file__).parents[2]
     paths = [*(root / "verl_ext").glob("checkpoint*.py"), root / "verl_ext/tensor_file.py"]
-    paths += [root / "recipe/exgrpo" / f"{n}.py" for n in ("buffer", "buffer_state", "columns", "bucket_index")]
+    paths += [
+        root / "recipe/exgrpo" / f"{n}.py"
+        for n in ("buffer", "buffer_state", "store", "eviction", "columns", "bucket_index")
+    ]
     banned = {"pickle", "marshal", "shelve", "yaml", "torch", "joblib", "dill", "eval", "exec", "compile", "__import__"}
     for path in paths:
         for node in ast.walk(ast.parse(path.read_text())):
