@@ -17,7 +17,6 @@ from recipe.exgrpo.sampler import sample_questions
 from recipe.exgrpo.schedule import DelayedStart
 from recipe.exgrpo.selection import Scores, choose, needs_scores
 
-
 # Names every step reports under `experience/`, besides `bucket/k` and `evicted/reason`.
 METRIC_NAMES = (
     "replay_active",

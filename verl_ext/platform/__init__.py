@@ -88,6 +88,8 @@ def _defaults() -> dict[str, str]:
         "TOKENIZERS_PARALLELISM": "false",
         "VLLM_NO_USAGE_STATS": "1",
         "RAY_USAGE_STATS_ENABLED": "0",
+        # Ray runs its workers at nice 15, for machines whose own work comes first; here they are the work.
+        "RAY_worker_niceness": "0",
     }
 
 
