@@ -26,7 +26,8 @@ def _unless_grading(fixup: Callable[[str], None]) -> Callable[[str], None]:
 spawn._fixup_main_from_name = _unless_grading(spawn._fixup_main_from_name)
 spawn._fixup_main_from_path = _unless_grading(spawn._fixup_main_from_path)
 
-# The first parses build grammar tables; what they build here every worker inherits.
+# The first parses build grammar tables, the first simplification imports a good part of SymPy: every worker inherits it.
 for _answer in (r"\frac{1}{2}", r"(3, \frac{\pi}{2})", "x^2+y^2=1", r"\{1,2\}", "[1,2)", "0.5"):
     grade_answer(_answer, _answer)
+grade_answer("x + 1", "x + 2")
 grade_text("The answer is 42.", "42")
