@@ -141,22 +141,29 @@ def stream(size: Size, n: int, seed: int) -> Iterator[tuple[str, np.ndarray, np.
         yield f"{question:032x}", ids[i % longest :][:length], log_probs[i % longest :][:length]
 
 
-def measure_plan(kind: str, questions: int, warm: int = 3, repeats: int = 200) -> float:
-    """Median milliseconds of planning 64 questions (`ReplayManager.plan`), from a buffer of so many questions."""
+def measure_plans(kind: str, size: Size, repeats: int = 300, seconds: float = 12) -> dict[str, float]:
+    """Median milliseconds of planning 64 questions (`ReplayManager.plan`) in buffers of several sizes.
+
+    The sizes take turns, so that a machine that is faster at one moment than at another is so for all of them.
+    """
+    buffers, rng = [filled(kind, questions) for questions in size.plans], np.random.default_rng(0)
+    for buffer in buffers * 3:
+        buffer.plan(PLANNED, rng)
+    start, times = time.perf_counter(), []
+    while len(times) < repeats and (len(times) < 5 or time.perf_counter() - start < seconds):
+        times.append([timed(lambda b=buffer: b.plan(PLANNED, rng)) for buffer in buffers])
+    return {key: 1e3 * statistics.median(t) for key, t in zip(PLAN_KEYS, zip(*times, strict=True), strict=True)}
+
+
+def filled(kind: str, questions: int):
+    """A buffer of so many questions with one short trajectory each."""
     buffer, rng = KINDS[kind](), np.random.default_rng(0)
     ids, log_probs = np.arange(4, dtype=np.int32), -np.ones(4, np.float32)
     for i, count in enumerate(rng.integers(1, K, questions).tolist()):
         question = f"{i:032x}"
         buffer.record(question, count)
         buffer.add(question, ids, log_probs, 1.0, 0)
-    times = []
-    while len(times) < repeats + warm and (len(times) < warm + 5 or sum(times) < 3):
-        times.append(timed(lambda: buffer.plan(PLANNED, rng)))
-    return 1e3 * statistics.median(times[warm:])
-
-
-def measure_plans(kind: str, size: Size) -> dict[str, float]:
-    return {key: measure_plan(kind, questions) for key, questions in zip(PLAN_KEYS, size.plans, strict=True)}
+    return buffer
 
 
 def measure_storage(kind: str, size: Size, folder: Path) -> dict[str, float]:
