@@ -26,6 +26,7 @@ for split in train test; do
     "$PYTHON" data/prepare_train.py --dataset gsm8k "${from[@]}" --template qwen_boxed --out "$DATA/gsm8k_$split.parquet"
 done
 
+# float32 weights (540 MB) must fit one sync bucket: vLLM cannot load tied embeddings from two.
 # A small model solves few questions at once: replay starts without a threshold, and short answers keep a step at seconds.
 exec "$PYTHON" -m recipe.exgrpo.main hardware=cpu \
   actor_rollout_ref.model.path="$MODEL" \
@@ -36,6 +37,7 @@ exec "$PYTHON" -m recipe.exgrpo.main hardware=cpu \
   actor_rollout_ref.actor.optim.lr=1e-5 \
   actor_rollout_ref.actor.fsdp_config.mixed_precision.param_dtype=bf16 \
   actor_rollout_ref.rollout.dtype=bfloat16 actor_rollout_ref.rollout.max_model_len=512 \
+  actor_rollout_ref.rollout.checkpoint_engine.update_weights_bucket_megabytes=1024 \
   trainer.default_local_dir="$RUN" trainer.experiment_name="$(basename "$RUN")" \
   trainer.total_training_steps="$STEPS" trainer.test_freq=-1 trainer.val_before_train=false trainer.save_freq=-1 \
   "$@"

@@ -19,8 +19,8 @@ STEPS=${STEPS:-60}
 exec "$PYTHON" -m recipe.exgrpo.main hardware=cpu \
   actor_rollout_ref.model.path=data/toy/model \
   data.train_files="$DATA/train.parquet" data.val_files="$DATA/heldout.parquet" \
-  data.train_batch_size=16 data.max_prompt_length=48 data.max_response_length=64 \
-  actor_rollout_ref.actor.ppo_mini_batch_size=8 \
+  data.train_batch_size=8 data.max_prompt_length=48 data.max_response_length=64 \
+  actor_rollout_ref.actor.ppo_mini_batch_size=4 \
   actor_rollout_ref.actor.optim.lr=1e-4 \
   actor_rollout_ref.rollout.max_model_len=128 \
   actor_rollout_ref.rollout.val_kwargs.temperature=1.0 \

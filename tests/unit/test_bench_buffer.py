@@ -5,6 +5,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).resolve().parents[2]
 KEYS = {
     "insert_per_s", "plan_ms_1k", "plan_ms_46k", "plan_ms_1m", "memory_over_payload", "incremental_time_ratio",
@@ -12,6 +14,7 @@ KEYS = {
 }  # fmt: skip
 
 
+@pytest.mark.slow
 def test_small_benchmark_prints_its_figures(tmp_path):
     command = [sys.executable, ROOT / "scripts/bench_buffer.py", "--size", "small", "--json", "--folder", tmp_path]
     done = subprocess.run(command, capture_output=True, text=True)

@@ -25,6 +25,8 @@ K = 4
 PRINT = {"model": "m", "tokenizer": "t", "group_size": K}
 KILLS = 200
 
+pytestmark = pytest.mark.slow
+
 
 def advance(buffer: ExperienceBuffer, version: int) -> None:
     """From version - 1 to version: new trajectories, changed counts, retirement (so that segments die and are compacted)."""
