@@ -145,7 +145,7 @@ def main() -> int:
         run, log = Path(folder), Path(folder) / "train.log"
         command = [sys.executable, __file__, "--train", *overrides(run, args)]
         with log.open("w") as out:
-            env = os.environ | {"PYTHONPATH": str(ROOT)}
+            env = {"OMP_NUM_THREADS": "1"} | os.environ | {"PYTHONPATH": str(ROOT)}
             code = subprocess.run(
                 command, cwd=ROOT, env=env, stdout=out, stderr=subprocess.STDOUT, check=False
             ).returncode

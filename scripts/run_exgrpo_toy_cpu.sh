@@ -14,6 +14,8 @@ PYTHON=${PYTHON:-.venv/bin/python}
 RUN=${RUN:-outputs/toy}
 DATA=${DATA:-outputs/toy_data}
 STEPS=${STEPS:-60}
+# For a model this small, threads that wait for each other cost more than they bring.
+export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
 [ -f "$DATA/train.parquet" ] || "$PYTHON" data/make_toy.py data --out "$DATA"
 
 exec "$PYTHON" -m recipe.exgrpo.main hardware=cpu \
