@@ -23,7 +23,7 @@ for split in train test; do
   from=(--split "$split")
   [ -f "$GSM8K/$split.jsonl" ] && from=(--source "$GSM8K/$split.jsonl")
   [ -f "$DATA/gsm8k_$split.parquet" ] ||
-    "$PYTHON" data/prepare_train.py --dataset gsm8k "${from[@]}" --template qwen_boxed --out "$DATA/gsm8k_$split.parquet"
+    "$PYTHON" data/prepare_train.py --dataset gsm8k "${from[@]}" --template plain --out "$DATA/gsm8k_$split.parquet"
 done
 
 # float32 weights (540 MB) must fit one sync bucket: vLLM cannot load tied embeddings from two.
@@ -31,9 +31,9 @@ done
 exec "$PYTHON" -m recipe.exgrpo.main hardware=cpu \
   actor_rollout_ref.model.path="$MODEL" \
   data.train_files="$DATA/gsm8k_train.parquet" data.val_files="$DATA/gsm8k_test.parquet" data.val_max_samples=32 \
-  data.train_batch_size=8 data.max_prompt_length=256 data.max_response_length=160 \
+  data.train_batch_size=4 data.max_prompt_length=256 data.max_response_length=96 \
   exgrpo.start_threshold=null \
-  actor_rollout_ref.rollout.n=4 actor_rollout_ref.actor.ppo_mini_batch_size=4 \
+  actor_rollout_ref.rollout.n=4 actor_rollout_ref.actor.ppo_mini_batch_size=2 \
   actor_rollout_ref.actor.optim.lr=1e-5 \
   actor_rollout_ref.actor.fsdp_config.mixed_precision.param_dtype=bf16 \
   actor_rollout_ref.rollout.dtype=bfloat16 actor_rollout_ref.rollout.max_model_len=512 \
