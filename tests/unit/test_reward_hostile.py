@@ -7,7 +7,7 @@ import pytest
 
 from verl_ext.rewards import compute_score
 
-DEADLINE_S = 0.5
+DEADLINE_S = 1.0
 OPTIONS = {"deadline_s": DEADLINE_S, "workers": 1}
 CANARY = "/tmp/exgrpo_reward_canary"
 
@@ -165,19 +165,19 @@ def test_forged_equivalence(answer, gold):
 
 @pytest.mark.slow
 def test_throughput_is_back_to_normal_after_200_hostile_samples():
-    options = {"deadline_s": 0.3, "workers": 1}
-
-    def seconds() -> float:
+    def seconds(options: dict) -> float:
         start = time.perf_counter()
         scores = [compute_score("math500", boxed(f"{i}/2"), "21", **options) for i in range(200)]
-        assert sum(score["error"] + score["timeout"] for score in scores) <= 2  # a pool that only fails is fast as well
+        assert (
+            sum(score["error"] + score["timeout"] for score in scores) <= 20
+        )  # a pool that only fails is fast as well
         return time.perf_counter() - start
 
-    seconds()
-    before = min(seconds() for _ in range(5))
+    tried, fresh = ({"deadline_s": deadline_s, "workers": 1} for deadline_s in (0.3, 0.301))
     hostile = [*STALLING.values(), *WRONG.values(), *ABSURD.values()]
-    scores = [compute_score("math500", hostile[i % len(hostile)], "5", **options) for i in range(200)]
+    scores = [compute_score("math500", hostile[i % len(hostile)], "5", **tried) for i in range(200)]
     assert sum(score["score"] for score in scores) == 0.0
     assert sum(score["timeout"] for score in scores) >= 20
-    # A pool that starts a worker for every sample would be a hundred times slower; a busy machine is not ten times.
-    assert min(seconds() for _ in range(5)) < 10 * before
+    rounds = [(seconds(tried), seconds(fresh)) for _ in range(6)]  # in turn: the machine may be busy with other things
+    after, normal = (min(times) for times in zip(*rounds, strict=True))
+    assert after < 2 * normal

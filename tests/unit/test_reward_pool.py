@@ -23,7 +23,7 @@ REPO = Path(__file__).resolve().parents[2]
 
 @pytest.fixture
 def grader():
-    with Grader(workers=1, deadline_s=0.5, memory_mb=256) as grader:
+    with Grader(workers=1, deadline_s=2.0, memory_mb=256) as grader:
         yield grader
 
 
@@ -34,9 +34,9 @@ def grades_right(grader: Grader) -> bool:
 def test_a_long_c_call_is_killed_at_its_deadline(grader):
     assert grades_right(grader)
     start = time.monotonic()
-    with pytest.raises(GradingTimeout, match=r"0\.5 s"):
+    with pytest.raises(GradingTimeout, match="killed after 2 s"):
         grader.run(math.factorial, 10**9)
-    assert time.monotonic() - start < 1.5
+    assert time.monotonic() - start < 3.0
     assert grades_right(grader)
 
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import multiprocessing
+import sys
 from collections.abc import Callable
 from functools import wraps
 from multiprocessing import spawn
+from types import TracebackType
 
 from pebble.pool.process import WORKERS_NAME
 
@@ -17,10 +19,18 @@ def _unless_grading(fixup: Callable[[str], None]) -> Callable[[str], None]:
 
     @wraps(fixup)
     def skip(main: str) -> None:
-        if multiprocessing.current_process().name != WORKERS_NAME:
+        if multiprocessing.current_process().name == WORKERS_NAME:
+            sys.excepthook = _ignore_late_start
+        else:
             fixup(main)
 
     return skip
+
+
+def _ignore_late_start(kind: type[BaseException], value: BaseException, trace: TracebackType | None) -> None:
+    """A worker that is still starting when its pool is closed finds the pool's locks gone: nothing to report."""
+    if kind is not FileNotFoundError:
+        sys.__excepthook__(kind, value, trace)
 
 
 spawn._fixup_main_from_name = _unless_grading(spawn._fixup_main_from_name)
