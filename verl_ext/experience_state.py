@@ -53,9 +53,10 @@ class ExperienceState:
                 folder, self.settings.buffer, allow=self.settings.resume_allow, fall_back=self.settings.resume_fall_back
             )
         except MissingState as error:
-            raise ValueError(
-                f"{error} Set exgrpo.resume_without_experience=true to continue with an empty buffer."
-            ) from error
+            if folder_of(folder) is not None:  # it is there and a file is missing: damaged, not a run without replay
+                raise
+            hint = "Set exgrpo.resume_without_experience=true to continue with an empty buffer."
+            raise ValueError(f"{error} {hint}") from error
         replay.load_state(state, buffer)
         gone = [question for question in list(buffer.questions()) if question not in known]
         for question in gone:

@@ -82,7 +82,7 @@ class ReplayManager:
             raise ValueError(f"actor_rollout_ref.rollout.n must be at least 2 for a group advantage; got {group_size}.")
         self.config = config
         self.group_size = group_size
-        self.buffer = buffer or ExperienceBuffer(group_size, config.buffer)
+        self.buffer = ExperienceBuffer(group_size, config.buffer) if buffer is None else buffer
         self.rng = np.random.default_rng(config.seed)
         self.schedule = DelayedStart(config.start_threshold)
         self.report = StepReport()
