@@ -58,7 +58,7 @@ def exgrpo_loss(
     is_replayed = data["is_replayed"].bool()
     replay_active = bool(tu.get_non_tensor_data(data, "replay_active", default=True))
     log_prob, entropy = _padded(model_output["log_probs"], data), _padded(model_output.get("entropy"), data)
-    norm = _normaliser(config, data)
+    norm, clip = _normaliser(config, data), clip_range(config)
     tokens = data.select(*[name for name in TOKEN_FIELDS if name in data]).to_padded_tensor()
     mask = tokens["response_mask"].bool()
     token_loss = mixed_policy_loss(
@@ -67,7 +67,7 @@ def exgrpo_loss(
         tokens["advantages"],
         is_replayed,
         loss_config,
-        clip_range(config),
+        clip,
         replay_active,
     )
     if "rollout_is_weights" in tokens:
@@ -81,7 +81,7 @@ def exgrpo_loss(
         divergence = kl_penalty(logprob=log_prob, ref_logprob=tokens["ref_log_prob"], kl_penalty=config.kl_loss_type)
         terms["kl_loss"] = agg_loss(loss_mat=divergence, loss_mask=mask, **norm)
         loss = loss + terms["kl_loss"] * config.kl_loss_coef
-    terms |= _token_sums(log_prob.detach(), tokens, mask, is_replayed, loss_config.beta, clip_range(config))
+    terms |= _token_sums(log_prob.detach(), tokens, mask, is_replayed, loss_config.beta, clip)
     return loss, Metric.from_dict(terms, aggregation=AggregationType.SUM)
 
 
