@@ -17,6 +17,8 @@ SCORED_SELECTIONS = ("lowest_entropy", "highest_entropy", "lowest_perplexity")
 EVICTIONS = ("oldest", "highest_entropy", "most_reused")
 FINGERPRINT = ("model", "tokenizer", "group_size")
 LOG_PROB_DTYPES = ("float32", "float16")
+MODES = ("replay", "fill", "masked")
+BANDS = ("easy", "medium", "hard")
 
 
 def _require(ok: bool, sentence: str) -> None:
@@ -71,7 +73,13 @@ class BookkeepingConfig:
     A group of K with s successes retires its question when s = K; updates bucket and buffer when lower < s <= upper
     (`upper: null` means K - 1); and makes the question ineligible when s = 0, unless `keep_unsolved` (released code). With
     `fresh_only` s counts this step's rollouts only, scaled to K, and not the replayed success.
+
+    `outcome: reward_spread` is for continuous rewards (section 5.3): a question's bucket follows its group's reward standard
+    deviation, min-max normalised over the batch, and rollouts above their group's mean are stored. No question retires then,
+    and `lower`, `upper`, `fresh_only`, `retire` and `success_threshold` say nothing about the books.
     """
+
+    outcome: str = "success_count"
 
     lower: int = 0
     upper: int | None = None
@@ -83,6 +91,7 @@ class BookkeepingConfig:
     success_threshold: float = 0.5
 
     def __post_init__(self) -> None:
+        _one_of("exgrpo.bookkeeping.outcome", self.outcome, ("success_count", "reward_spread"))
         _require(self.lower >= 0, f"exgrpo.bookkeeping.lower must be at least 0; got {self.lower}.")
         _require(
             self.upper is None or self.upper > self.lower,
@@ -142,6 +151,40 @@ class LossConfig:
 
 
 @dataclass(frozen=True)
+class MaskConfig:
+    """Masked GRPO (App. F.1, `exgrpo.mode: masked`): only groups of this band of success rates k/K reach the gradient.
+
+    `easy` is [0.75, 1), `medium` (0.25, 0.75], `hard` (0, 0.25].
+    """
+
+    band: str = "medium"
+
+    def __post_init__(self) -> None:
+        _one_of("exgrpo.mask.band", self.band, BANDS)
+
+
+@dataclass(frozen=True)
+class FillConfig:
+    """Fill-slot replay (`exgrpo.mode: fill`, ours): past successes take the places of groups without reward variance.
+
+    An entry is the successes of one mixed group with k of K solved. It is eligible for `max_age_steps` and at most `reps`
+    uses, and drawn with weight (1 - k/K)^power. `source: current` is the control without past data: this step's own
+    successes are duplicated instead.
+    """
+
+    reps: int = 3
+    max_age_steps: int = 20
+    power: float = 4.0
+    source: str = "past"
+
+    def __post_init__(self) -> None:
+        for name in ("reps", "max_age_steps"):
+            _require(getattr(self, name) >= 1, f"exgrpo.fill.{name} must be at least 1; got {getattr(self, name)}.")
+        _require(self.power >= 0, f"exgrpo.fill.power must be at least 0; got {self.power}.")
+        _one_of("exgrpo.fill.source", self.source, ("past", "current"))
+
+
+@dataclass(frozen=True)
 class RuntimeConfig:
     """Guards and plumbing that the paper does not have.
 
@@ -172,6 +215,9 @@ class RuntimeConfig:
 class ExGRPOConfig:
     """All of ExGRPO. `enable: false` is the on-policy Dr.GRPO twin with every other setting equal.
 
+    `mode` is `replay` (the paper), `fill` (see FillConfig) or `masked` (see MaskConfig). `inject: false` is a control: the
+    questions of the buffer are drawn as ever, but all K rollouts are fresh and no stored trajectory enters the update.
+
     `rho` is the largest share of a step's questions taken from the buffer; `start_threshold` the batch Pass@1 after which
     replay and collection begin (null: at once); `seed` feeds the one generator behind every draw. On resume,
     `resume_without_experience` accepts a checkpoint without experience, `resume_fall_back` a damaged one by going back to
@@ -179,6 +225,8 @@ class ExGRPOConfig:
     """
 
     enable: bool = True
+    mode: str = "replay"
+    inject: bool = True
     seed: int = 0
     rho: float = 0.5
     start_threshold: float | None = 0.35
@@ -190,9 +238,12 @@ class ExGRPOConfig:
     bookkeeping: BookkeepingConfig = field(default_factory=BookkeepingConfig)
     buffer: BufferConfig = field(default_factory=BufferConfig)
     loss: LossConfig = field(default_factory=LossConfig)
+    mask: MaskConfig = field(default_factory=MaskConfig)
+    fill: FillConfig = field(default_factory=FillConfig)
     runtime: RuntimeConfig = field(default_factory=RuntimeConfig)
 
     def __post_init__(self) -> None:
+        _one_of("exgrpo.mode", self.mode, MODES)
         _require(0 <= self.rho <= 1, f"exgrpo.rho is a share of the batch and must be in [0, 1]; got {self.rho}.")
         for name in self.resume_allow:
             _one_of("exgrpo.resume_allow", name, FINGERPRINT)

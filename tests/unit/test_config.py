@@ -11,11 +11,14 @@ from recipe.exgrpo.config import BookkeepingConfig, ExGRPOConfig, LossConfig, Qu
 # arXiv 2510.02245, sections 4 and 5 and appendix; sigma in counts as in the code that produced the published numbers.
 PAPER = {
     "enable": True,
+    "mode": "replay",
+    "inject": True,
     "rho": 0.5,
     "start_threshold": 0.35,
     "question": {"weighting": "gaussian", "mu": 0.5, "sigma": 1.0, "sigma_unit": "count"},
     "trajectory": {"select": "lowest_entropy"},
     "bookkeeping": {
+        "outcome": "success_count",
         "lower": 0,
         "upper": None,
         "fresh_only": False,
@@ -38,6 +41,8 @@ PAPER = {
 }
 # Not in the paper: our own guards and plumbing.
 OURS = {
+    "mask": {"band": "medium"},
+    "fill": {"reps": 3, "max_age_steps": 20, "power": 4.0, "source": "past"},
     "seed": 0,
     "resume_without_experience": False,
     "resume_fall_back": False,
@@ -149,6 +154,13 @@ def test_an_empty_mapping_gives_the_defaults():
         {"bookkeeping": {"keep_unsolved": True}, "loss": {"fresh_clip": "before_replay"}},
         {"start_threshold": None},
         {"enable": False},
+        # Section 5.3, App. F.1, and what nobody published
+        {"bookkeeping": {"outcome": "reward_spread"}, "start_threshold": None},
+        {"mode": "masked", "mask": {"band": "hard"}},
+        {"mode": "fill", "fill": {"reps": 2}},
+        {"mode": "fill", "fill": {"source": "current"}},
+        {"inject": False},
+        {"rho": 0.0},
     ],
     ids=str,
 )
@@ -185,6 +197,13 @@ def test_every_ablation_is_a_value(values):
         ("exgrpo.buffer.cooldown_steps", -1),
         ("exgrpo.buffer.eviction", "newest"),
         ("exgrpo.buffer.log_prob_dtype", "bfloat16"),
+        ("exgrpo.mode", "off"),
+        ("exgrpo.bookkeeping.outcome", "std"),
+        ("exgrpo.mask.band", "all"),
+        ("exgrpo.fill.reps", 0),
+        ("exgrpo.fill.max_age_steps", 0),
+        ("exgrpo.fill.power", -1.0),
+        ("exgrpo.fill.source", "future"),
         ("exgrpo.loss.shaping", "sigmoid"),
         ("exgrpo.loss.beta", 0.0),
         ("exgrpo.loss.importance", "none"),
