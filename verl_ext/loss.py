@@ -15,6 +15,7 @@ from verl.workers.utils.padding import no_padding_2_padding
 
 from recipe.exgrpo.config import LossConfig
 from recipe.exgrpo.loss import ClipRange, clip_sums, mixed_policy_loss, ratio_metrics, ratio_sums
+from verl_ext.masking import IN_UPDATE
 
 # Metrics that add up over micro-batches, ranks and updates; the driver divides them.
 SUMS = "sums/"
@@ -42,7 +43,12 @@ def _padded(values: torch.Tensor | None, data: TensorDict) -> torch.Tensor | Non
 
 
 def exgrpo_loss(
-    config: ActorConfig, loss_config: LossConfig, model_output: dict, data: TensorDict, dp_group=None
+    config: ActorConfig,
+    loss_config: LossConfig,
+    model_output: dict,
+    data: TensorDict,
+    dp_group=None,
+    drops_rows: bool = False,
 ) -> tuple[torch.Tensor, dict]:
     """Mixed-policy loss of one micro-batch (Eq. 4), minus the entropy bonus, plus the optional KL term.
 
@@ -51,6 +57,8 @@ def exgrpo_loss(
         model_output: nested `log_probs` and, when needed, `entropy`, over whole sequences.
         data: the micro-batch; 0-d `is_replayed` is required on every row (KeyError without it: a batch that skipped
             injection must not train silently as if it held no replay).
+        drops_rows: whether rows with 0-d `in_update` = 0 leave every term, the normaliser excepted (modes fill and masked);
+            the field is then required.
 
     Returns:
         Scalar loss and metrics that add up over micro-batches.
@@ -61,6 +69,8 @@ def exgrpo_loss(
     norm, clip = _normaliser(config, data), clip_range(config)
     tokens = data.select(*[name for name in TOKEN_FIELDS if name in data]).to_padded_tensor()
     mask = tokens["response_mask"].bool()
+    if drops_rows:
+        mask = mask & data[IN_UPDATE].bool().unsqueeze(-1)
     token_loss = mixed_policy_loss(
         log_prob,
         tokens["old_log_probs"],

@@ -34,6 +34,7 @@ from verl_ext.collection import batch_metrics, collect, fresh_keys, read_outcome
 from verl_ext.experience_state import ExperienceState
 from verl_ext.injection import Replay, inject, siblings, write_behaviour_log_probs
 from verl_ext.loss import exgrpo_loss, replay_metrics
+from verl_ext.masking import mask_groups
 from verl_ext.metrics_log import JsonlLogger
 from verl_ext.platform import assert_platform
 from verl_ext.questions import index_questions, question_id
@@ -63,7 +64,8 @@ class ExGRPOTrainer(PPOTrainerSync):
         assert_platform(config.trainer.device)
         self.settings = ExGRPOConfig.from_mapping(OmegaConf.to_container(config.exgrpo, resolve=True))
         self.group_size = config.actor_rollout_ref.rollout.n
-        self.replay = ReplayManager(self.settings, self.group_size) if self.settings.enable else None
+        self.mode = self.settings.mode if self.settings.enable else "off"
+        self.replay = ReplayManager(self.settings, self.group_size) if self.mode == "replay" else None
         self.watchdog = Watchdog(self.settings.runtime.stall_timeout_s)
         self.metrics_log = JsonlLogger(Path(config.trainer.default_local_dir) / "metrics.jsonl")
         self.questions: dict[str, str] = {}  # uid -> question id of this step, in batch order
@@ -72,10 +74,11 @@ class ExGRPOTrainer(PPOTrainerSync):
         self.passed_over = 0
         self.reuse_retired = False
         self.scoring_waste, self.scoring_calls = 0.0, 0
+        self.dropped = 0  # trajectories of this step that are out of the update
         with open_dict(config):
             # verl derives its asynchronous code paths from any name other than this one.
             config.trainer.v1.trainer_mode = "sync"
-            config.algorithm.adv_estimator = advantage.NAME if self.replay else "grpo"
+            config.algorithm.adv_estimator = advantage.NAME if self.settings.enable else "grpo"
             if self.settings.runtime.seeded_rollouts:
                 config.actor_rollout_ref.rollout.agent.default_agent_loop = "exgrpo_seeded_single_turn"
                 config.actor_rollout_ref.rollout.agent.agent_loop_config_path = str(AGENT_LOOPS)
@@ -117,9 +120,10 @@ class ExGRPOTrainer(PPOTrainerSync):
 
     def on_init_end(self) -> None:
         self.actor_rollout_wg.set_grad_guard(self.settings.runtime.max_grad_norm)
-        if self.replay:
+        if self.settings.enable:
             actor = omega_conf_to_dataclass(self.config.actor_rollout_ref.actor)
-            self.actor_rollout_wg.set_loss_fn(partial(exgrpo_loss, actor, self.settings.loss))
+            drops_rows = self.mode == "masked"
+            self.actor_rollout_wg.set_loss_fn(partial(exgrpo_loss, actor, self.settings.loss, drops_rows=drops_rows))
         with self.watchdog.guard("weight sync"):
             super().on_init_end()
 
@@ -158,7 +162,8 @@ class ExGRPOTrainer(PPOTrainerSync):
         order = interleave(list(range(len(planned))), list(range(len(planned), size)))
         batch = tu.index_select_tensor_dict(batch, order)
         self.questions = {uid: self.questions[uid] for uid in batch["uid"]}
-        rollouts = [self.group_size - (uid in self.planned) for uid in self.questions]
+        stored = self.planned if self.settings.inject else {}
+        rollouts = [self.group_size - (uid in stored) for uid in self.questions]
         tu.assign_non_tensor_data(batch, "global_steps", self.global_steps)
         tu.assign_non_tensor_stack(batch, "__rollout_n__", rollouts)
         return batch
@@ -186,12 +191,15 @@ class ExGRPOTrainer(PPOTrainerSync):
     def _balance_batch(self, batch: KVBatchMeta, metrics: dict, **kwargs) -> KVBatchMeta:
         if self.replay:
             batch = self._inject(batch)
+        if self.mode == "masked":
+            self.dropped = mask_groups(batch, self.settings.mask.band, self.settings.bookkeeping.success_threshold)
         return super()._balance_batch(batch, metrics, **kwargs)
 
     def _inject(self, batch: KVBatchMeta) -> KVBatchMeta:
         """Add the selected trajectory of each planned question whose fresh siblings did not all fail."""
         groups = siblings(batch.keys)
-        live = {uid: question for uid, question in self.planned.items() if uid in groups}
+        stored = self.planned if self.settings.inject else {}
+        live = {uid: question for uid, question in stored.items() if uid in groups}
         with marked_timer("score_candidates", self.timing_raw):
             scores = self._score(live, groups, batch.partition_id)
         for uid, question in live.items():
@@ -268,6 +276,7 @@ class ExGRPOTrainer(PPOTrainerSync):
     def _collect(self, batch: KVBatchMeta) -> dict[str, float]:
         rewards, infos = read_outcomes(fresh_keys(batch, self.replays), batch.partition_id)
         metrics = batch_metrics(rewards, self.settings.bookkeeping.success_threshold) | reward_metrics(infos)
+        metrics["batch/dropped"] = float(self.dropped)
         experience = dict.fromkeys(METRIC_NAMES, 0.0)
         if self.replay:
             collect(self.replay, batch, rewards, self.replays, self.questions, self.global_steps)

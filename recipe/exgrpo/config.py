@@ -75,8 +75,8 @@ class BookkeepingConfig:
     `fresh_only` s counts this step's rollouts only, scaled to K, and not the replayed success.
 
     `outcome: reward_spread` is for continuous rewards (section 5.3): a question's bucket follows its group's reward standard
-    deviation, min-max normalised over the batch, and rollouts above their group's mean are stored. No question retires then,
-    and `lower`, `upper`, `fresh_only`, `retire` and `success_threshold` say nothing about the books.
+    deviation, min-max normalised over the batch, and rollouts above their group's mean are stored. No question retires then;
+    `fresh_only`, `retire` and `success_threshold` have no say.
     """
 
     outcome: str = "success_count"

@@ -13,6 +13,7 @@ import numpy as np
 
 from recipe.exgrpo.buffer import ExperienceBuffer, Trajectory
 from recipe.exgrpo.config import ExGRPOConfig
+from recipe.exgrpo.outcomes import spread_buckets
 from recipe.exgrpo.sampler import sample_questions
 from recipe.exgrpo.schedule import DelayedStart
 from recipe.exgrpo.selection import Scores, choose, needs_scores
@@ -29,6 +30,7 @@ METRIC_NAMES = (
     "retired_questions",
     "added",
     "newly_retired",
+    "reviewed",
     "partial_groups",
     "candidates_scored",
     "selected_entropy_mean",
@@ -51,6 +53,10 @@ class Group:
     def size(self) -> int:
         return len(self.fresh_rewards) + (self.replayed_reward is not None)
 
+    @property
+    def rewards(self) -> list[float]:
+        return [*self.fresh_rewards, *([] if self.replayed_reward is None else [self.replayed_reward])]
+
 
 @dataclass
 class StepReport:
@@ -62,6 +68,7 @@ class StepReport:
     scored: int = 0
     added: int = 0
     retired: int = 0
+    reviewed: int = 0
     partial_groups: int = 0
     entropies: list[float] = field(default_factory=list)
     ages: list[int] = field(default_factory=list)
@@ -142,16 +149,26 @@ class ReplayManager:
         Returns, for positions of `groups` whose successes are to be stored, the positions of those fresh rollouts. A partial
         group (a failed session) changes nothing: its count is not out of K.
         """
-        to_store: dict[int, list[int]] = {}
         if not self.active:
-            return to_store
-        for position, group in enumerate(groups):
-            if group.size != self.group_size:
-                self.report.partial_groups += 1
-            elif self._settle(group.question, self.successes(group)):
-                threshold = self.config.bookkeeping.success_threshold
-                to_store[position] = [i for i, r in enumerate(group.fresh_rewards) if r > threshold]
-        return to_store
+            return {}
+        whole = [position for position, group in enumerate(groups) if group.size == self.group_size]
+        self.report.partial_groups += len(groups) - len(whole)
+        counts = self._counts([groups[position] for position in whole])
+        kept = [p for p, count in zip(whole, counts, strict=True) if self._settle(groups[p].question, count)]
+        return {position: self._to_store(groups[position]) for position in kept}
+
+    def _counts(self, groups: Sequence[Group]) -> list[int]:
+        """The bucket of each whole group, 0..K, by `bookkeeping.outcome`."""
+        if self.config.bookkeeping.outcome == "reward_spread":
+            return spread_buckets([group.rewards for group in groups], self.group_size)
+        return [self.successes(group) for group in groups]
+
+    def _to_store(self, group: Group) -> list[int]:
+        """Positions of the fresh rollouts worth keeping: successes, or with continuous rewards those above the group mean."""
+        books = self.config.bookkeeping
+        spread = books.outcome == "reward_spread"
+        bar = float(np.mean(group.rewards)) if spread else books.success_threshold
+        return [i for i, reward in enumerate(group.fresh_rewards) if reward > bar]
 
     def _settle(self, question: str, count: int) -> bool:
         """Retire, re-bucket or bench a question by its success count; true when its fresh successes are to be stored."""
@@ -194,6 +211,7 @@ class ReplayManager:
         retired = self.buffer.retired
         for i in self.rng.choice(len(retired), size=math.ceil(share * len(retired)), replace=False) if retired else ():
             self.buffer.unretire(retired[int(i)])
+            self.report.reviewed += 1
 
     def metrics(self, step: int) -> dict[str, float]:
         """The `experience/` metrics of the step just finished, without their prefix; all zero before replay starts."""
@@ -203,9 +221,10 @@ class ReplayManager:
             "replay_active": float(report.active),
             "planned_questions": report.planned,
             "replayed_questions": report.replayed,
-            "skipped_replays": report.planned - report.replayed,
+            "skipped_replays": report.planned - report.replayed if self.config.inject else 0,
             "added": report.added,
             "newly_retired": report.retired,
+            "reviewed": report.reviewed,
             "partial_groups": report.partial_groups,
             "candidates_scored": report.scored,
             "selected_entropy_mean": _mean(report.entropies),

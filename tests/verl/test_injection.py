@@ -296,9 +296,11 @@ class ScoringWorkers:
         return TensorDict(columns, batch_size=len(batch))
 
 
-def trainer_at_injection(planned: dict[str, str], select="lowest_entropy", ranks=1, **stored):
+def trainer_at_injection(planned: dict[str, str], select="lowest_entropy", ranks=1, inject=True, **stored):
     """A trainer as it stands when the rollouts of a step have come back; `stored` are first tokens by question."""
-    settings = ExGRPOConfig.from_mapping({"start_threshold": None, "rho": 1.0, "trajectory": {"select": select}})
+    settings = ExGRPOConfig.from_mapping(
+        {"start_threshold": None, "rho": 1.0, "trajectory": {"select": select}, "inject": inject}
+    )
     replay = ReplayManager(settings, K)
     for question, firsts in stored.items():
         replay.buffer.record(question, 2)
@@ -340,6 +342,16 @@ def test_each_question_gets_its_own_best_trajectory_after_its_own_prompt(step, r
     assert {tuple(row) for row in trainer.actor_rollout_wg.seen} == expected
     assert (trainer.replay.report.scored, trainer.replay.report.replayed) == (5, 2)
     assert [replay.trajectory.question for replay in trainer.replays] == ["first", "second"]
+
+
+def test_without_injection_every_row_is_fresh_and_nothing_is_scored(step):
+    rollouts, _ = step
+    trainer = trainer_at_injection(PLANNED, inject=False, first=[205, 231], second=[250])
+    sent = rollouts.batch()
+    batch = trainer._inject(sent)
+    assert sorted(batch.keys) == sorted(sent.keys)
+    assert all(row["is_replayed"] == 0 for row in rollouts.read(batch.keys).values())
+    assert (trainer.replays, trainer.replay.report.scored, trainer.replay.report.replayed) == ([], 0, 0)
 
 
 @pytest.mark.parametrize("select", ["lowest_entropy", "oldest"])

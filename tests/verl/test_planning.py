@@ -32,10 +32,10 @@ class Questions(list):
         return columns | {"dummy_tensor": torch.tensor([0], dtype=torch.uint8)}
 
 
-def trainer(dataset_size=30, eligible=(), retired=(), rho=0.5, enable=True):
+def trainer(dataset_size=30, eligible=(), retired=(), rho=0.5, enable=True, **config):
     """A trainer at the start of a step; the loader hands out questions in order, one at a time."""
     found = object.__new__(ExGRPOTrainer)  # its constructor starts the whole stack
-    found.settings = ExGRPOConfig(enable=enable, start_threshold=None, rho=rho)
+    found.settings = ExGRPOConfig(enable=enable, start_threshold=None, rho=rho, **config)
     found.group_size, found.global_steps = K, 7
     found.replay = ReplayManager(found.settings, K) if enable else None
     found.train_dataset = Questions(dataset_size)
@@ -74,6 +74,16 @@ def test_half_the_batch_is_replayed_and_the_cursor_moves_by_the_other_half():
     assert set(replayed) <= {f"q{i}" for i in range(10, 20)}
     assert cursor(found) == "q4"
     assert batch["global_steps"] == 7
+
+
+def test_without_injection_the_same_questions_get_all_their_rollouts_fresh():
+    with_, without = trainer(eligible=range(10, 20)), trainer(eligible=range(10, 20), inject=False)
+    batches = with_._next_train_batch(), without._next_train_batch()
+    assert ids(batches[0]) == ids(batches[1])
+    assert Counter(rollouts(batches[0])) == {K: 4, K - 1: 4}
+    assert rollouts(batches[1]) == [K] * B
+    assert len(without.planned) == 4
+    assert cursor(without) == "q4"
 
 
 def test_rows_uids_and_questions_belong_together():
