@@ -57,10 +57,10 @@ def register_alternating_trainer() -> None:
     class AlternatingTrainer(ExGRPOTrainer):
         def on_step_begin(self) -> None:
             super().on_step_begin()
-            if not hasattr(self, "manager"):
-                self.manager = self.replay
+            if not hasattr(self, "shelved"):
+                self.shelved = self.replay
             on = self.global_steps % 2 == 1
-            self.replay, self.replays, self.planned = (self.manager, [], {}) if on else (None, [], {})
+            self.replay, self.replays, self.planned = (self.shelved, [], {}) if on else (None, [], {})
             self.passed_over, self.scoring_waste = 0, 0.0
             actor = omega_conf_to_dataclass(self.config.actor_rollout_ref.actor)
             loss = partial(exgrpo_loss, actor, self.settings.loss) if on else partial(ppo_loss, actor)

@@ -165,7 +165,7 @@ class ExperienceCheckpointer:
     def _load(self, step_dir: Path, config: BufferConfig | None, allow: Collection[str]):
         folder = existing_folder(step_dir)
         manifest = read_manifest(folder)
-        changed = _changed(folder, manifest["fingerprint"], self.fingerprint, allow)
+        changed = changed_keys(folder, manifest["fingerprint"], self.fingerprint, allow)
         buffer, segments = restore(folder, manifest, config, self.fingerprint["group_size"], verify=True)
         self._folder, self._segments, self._buffer = folder, segments, weakref.ref(buffer)
         if "tokenizer" in changed:
@@ -174,7 +174,7 @@ class ExperienceCheckpointer:
         return buffer, manifest["extra"]
 
 
-def _changed(folder: Path, stored: dict, current: dict, allow: Collection[str]) -> list[str]:
+def changed_keys(folder: Path, stored: dict, current: dict, allow: Collection[str]) -> list[str]:
     """Fingerprint keys that differ; raises MismatchedState for one that is not allowed to."""
     changed = [key for key in COMPARED if stored.get(key) != current[key]]
     for key in changed:

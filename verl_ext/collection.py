@@ -64,13 +64,13 @@ def collect(
         )
         for i, (question, key) in enumerate(chosen):
             # Not `response_mask`, from which verl's rollout correction takes the tokens that it rejects.
-            _check_plain(data["loss_mask"][i], key)
+            check_plain(data["loss_mask"][i], key)
             replay.store(
                 question, data["responses"][i].numpy(), data["old_log_probs"][i].float().numpy(), rewards[key], step
             )
 
 
-def _check_plain(mask: torch.Tensor, key: str) -> None:
+def check_plain(mask: torch.Tensor, key: str) -> None:
     if not bool(mask.bool().all()):
         raise NotImplementedError(
             f"trajectory {key} has response tokens that are not the model's own (tool or multi-turn data); "

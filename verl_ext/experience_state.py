@@ -7,9 +7,11 @@ from pathlib import Path
 from omegaconf import DictConfig
 
 from recipe.exgrpo.config import ExGRPOConfig
+from recipe.exgrpo.fill import FillManager
 from recipe.exgrpo.replay import ReplayManager
 from verl_ext.checkpoint import ExperienceCheckpointer, model_fingerprint, tokenizer_fingerprint
 from verl_ext.checkpoint_layout import folder_of, step_dirs
+from verl_ext.fill_state import load_fill, save_fill
 from verl_ext.tensor_file import MissingState
 
 logger = logging.getLogger(__name__)
@@ -29,16 +31,20 @@ class ExperienceState:
         }
         self.checkpointer = ExperienceCheckpointer(fingerprint)
 
-    def save(self, step: int, replay: ReplayManager) -> None:
+    def save(self, step: int, manager: ReplayManager | FillManager) -> None:
         """Write the state after `step`; returns once it is on disk."""
-        self.checkpointer.save(self.root / f"global_step_{step}", replay.buffer, replay.state())
+        folder = self.root / f"global_step_{step}"
+        if isinstance(manager, FillManager):
+            save_fill(folder, manager, self.checkpointer.fingerprint)
+        else:
+            self.checkpointer.save(folder, manager.buffer, manager.state())
 
     def prune(self) -> None:
         """Drop the experience of checkpoints whose actor verl has pruned (`trainer.max_actor_ckpt_to_keep`)."""
         keep = [folder for folder in step_dirs(self.root) if (folder / "actor").is_dir()]
         self.checkpointer.prune(self.root, keep)
 
-    def load(self, step: int, replay: ReplayManager, known: Collection[str]) -> None:
+    def load(self, step: int, manager: ReplayManager | FillManager, known: Collection[str]) -> None:
         """Continue from the checkpoint that verl resumed at `step`; `known` are the question ids of today's dataset.
 
         Raises ValueError when it has no experience and `exgrpo.resume_without_experience` is false, and the checkpoint's own
@@ -49,14 +55,20 @@ class ExperienceState:
             logger.warning("%s has no experience; continuing with an empty buffer", folder)
             return
         try:
-            buffer, state = self.checkpointer.load(
-                folder, self.settings.buffer, allow=self.settings.resume_allow, fall_back=self.settings.resume_fall_back
-            )
+            if isinstance(manager, FillManager):
+                load_fill(folder, manager, self.checkpointer.fingerprint, self.settings.resume_allow)
+            else:
+                self._load_buffer(folder, step, manager, known)
         except MissingState as error:
             if folder_of(folder) is not None:  # it is there and a file is missing: damaged, not a run without replay
                 raise
             hint = "Set exgrpo.resume_without_experience=true to continue with an empty buffer."
             raise ValueError(f"{error} {hint}") from error
+
+    def _load_buffer(self, folder: Path, step: int, replay: ReplayManager, known: Collection[str]) -> None:
+        buffer, state = self.checkpointer.load(
+            folder, self.settings.buffer, allow=self.settings.resume_allow, fall_back=self.settings.resume_fall_back
+        )
         replay.load_state(state, buffer)
         gone = [question for question in list(buffer.questions()) if question not in known]
         for question in gone:

@@ -6,7 +6,7 @@ from tensordict import TensorDict
 from transfer_queue import KVBatchMeta
 
 from recipe.exgrpo.outcomes import in_band
-from verl_ext.injection import flag_fresh, siblings
+from verl_ext.injection import siblings
 
 # 1 on rows that reach the gradient (policy term, entropy bonus and KL alike), 0 on rows that only fill their place.
 IN_UPDATE = "in_update"
@@ -39,6 +39,5 @@ def flag_rows(batch: KVBatchMeta, dropped: list[str]) -> None:
 def mask_groups(batch: KVBatchMeta, band: str, threshold: float) -> int:
     """Take all groups outside `band` out of the update; returns how many trajectories that were."""
     dropped = out_of_band(rewards_of(batch.keys, batch.partition_id), band, threshold)
-    flag_fresh(batch)
     flag_rows(batch, dropped)
     return len(dropped)

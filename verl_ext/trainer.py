@@ -1,7 +1,8 @@
 """ExGRPO on verl's synchronous V1 trainer, by overriding its hooks (`trainer.v1.trainer_mode=exgrpo`).
 
 One step: `_next_train_batch` plans and fetches, `_balance_batch` scores and injects, `_compute_old_log_prob` restores
-pi_past, `_update_actor` trains with the mixed loss, `step` collects. With `exgrpo.enable=false` every override hands
+pi_past, `_update_actor` trains with the mixed loss, `step` collects. Mode `masked` only takes groups out of the update
+(`_balance_batch`), mode `fill` exchanges them for past successes (`_compute_old_log_prob`). With `exgrpo.enable=false` every override hands
 straight on to verl: what remains is the on-policy twin with the same guards and metrics.
 """
 
@@ -28,10 +29,12 @@ from verl.utils.tracking import Tracking
 from verl.workers.engine_workers import ActorRolloutRefWorker
 
 from recipe.exgrpo.config import ExGRPOConfig
+from recipe.exgrpo.fill import FILL_METRIC_NAMES, FillManager, replay_loss
 from recipe.exgrpo.replay import METRIC_NAMES, ReplayManager
 from verl_ext import advantage, polling
 from verl_ext.collection import batch_metrics, collect, fresh_keys, read_outcomes
 from verl_ext.experience_state import ExperienceState
+from verl_ext.filling import Filling, fill_batch, write_advantages
 from verl_ext.injection import Replay, inject, siblings, write_behaviour_log_probs
 from verl_ext.loss import exgrpo_loss, replay_metrics
 from verl_ext.masking import mask_groups
@@ -66,6 +69,7 @@ class ExGRPOTrainer(PPOTrainerSync):
         self.group_size = config.actor_rollout_ref.rollout.n
         self.mode = self.settings.mode if self.settings.enable else "off"
         self.replay = ReplayManager(self.settings, self.group_size) if self.mode == "replay" else None
+        self.fill = FillManager(self.settings, self.group_size) if self.mode == "fill" else None
         self.watchdog = Watchdog(self.settings.runtime.stall_timeout_s)
         self.metrics_log = JsonlLogger(Path(config.trainer.default_local_dir) / "metrics.jsonl")
         self.questions: dict[str, str] = {}  # uid -> question id of this step, in batch order
@@ -75,6 +79,8 @@ class ExGRPOTrainer(PPOTrainerSync):
         self.reuse_retired = False
         self.scoring_waste, self.scoring_calls = 0.0, 0
         self.dropped = 0  # trajectories of this step that are out of the update
+        self.filling: Filling | None = None
+        self.outcomes: tuple[dict[str, float], list[dict]] | None = None  # read before fill mode exchanges rows
         with open_dict(config):
             # verl derives its asynchronous code paths from any name other than this one.
             config.trainer.v1.trainer_mode = "sync"
@@ -83,6 +89,11 @@ class ExGRPOTrainer(PPOTrainerSync):
                 config.actor_rollout_ref.rollout.agent.default_agent_loop = "exgrpo_seeded_single_turn"
                 config.actor_rollout_ref.rollout.agent.agent_loop_config_path = str(AGENT_LOOPS)
         super().__init__(config)
+
+    @property
+    def manager(self) -> ReplayManager | FillManager | None:
+        """What is saved, loaded and scheduled: replay or fill; None on-policy and in masked mode."""
+        return self.replay or self.fill
 
     # ---- set-up ----------------------------------------------------------------------------------------------------
 
@@ -122,8 +133,9 @@ class ExGRPOTrainer(PPOTrainerSync):
         self.actor_rollout_wg.set_grad_guard(self.settings.runtime.max_grad_norm)
         if self.settings.enable:
             actor = omega_conf_to_dataclass(self.config.actor_rollout_ref.actor)
-            drops_rows = self.mode == "masked"
-            self.actor_rollout_wg.set_loss_fn(partial(exgrpo_loss, actor, self.settings.loss, drops_rows=drops_rows))
+            loss = replay_loss(self.settings.loss) if self.fill else self.settings.loss
+            drops_rows = self.mode in ("fill", "masked")
+            self.actor_rollout_wg.set_loss_fn(partial(exgrpo_loss, actor, loss, drops_rows=drops_rows))
         with self.watchdog.guard("weight sync"):
             super().on_init_end()
 
@@ -136,7 +148,9 @@ class ExGRPOTrainer(PPOTrainerSync):
     def _fetch_one_gen_batch(self) -> TensorDict:
         """One fresh question, passing over those retired or already in this step; any question once none is left."""
         if self.replay is None:
-            return super()._fetch_one_gen_batch()
+            row = super()._fetch_one_gen_batch()
+            self.questions[row["uid"][0]] = question_id(row["extra_info"][0])
+            return row
         for _ in range(len(self.train_dataset)):
             row = super()._fetch_one_gen_batch()
             question = question_id(row["extra_info"][0])
@@ -149,9 +163,11 @@ class ExGRPOTrainer(PPOTrainerSync):
 
     def _next_train_batch(self, num_prompts: int | None = None) -> TensorDict:
         """n replayed questions with K - 1 rollouts each and B - n fresh ones with K (Alg. 1)."""
-        if self.replay is None or num_prompts is not None:  # a number: verl refills failed groups with fresh questions
+        if num_prompts is not None:  # verl refills failed groups with fresh questions
             return super()._next_train_batch(num_prompts)
         self.questions, self.planned, self.replays, self.passed_over = {}, {}, [], 0
+        if self.replay is None:
+            return super()._next_train_batch()
         size = self.config.data.train_batch_size
         planned = self.replay.plan(size)
         self.reuse_retired = self._unretired() < size
@@ -191,8 +207,11 @@ class ExGRPOTrainer(PPOTrainerSync):
     def _balance_batch(self, batch: KVBatchMeta, metrics: dict, **kwargs) -> KVBatchMeta:
         if self.replay:
             batch = self._inject(batch)
+        elif self.mode in ("fill", "masked"):
+            batch = inject(batch, [], self.group_size, list(self.questions))
         if self.mode == "masked":
-            self.dropped = mask_groups(batch, self.settings.mask.band, self.settings.bookkeeping.success_threshold)
+            threshold = self.settings.bookkeeping.success_threshold
+            self.dropped = mask_groups(batch, self.settings.mask.band, threshold)
         return super()._balance_batch(batch, metrics, **kwargs)
 
     def _inject(self, batch: KVBatchMeta) -> KVBatchMeta:
@@ -246,6 +265,20 @@ class ExGRPOTrainer(PPOTrainerSync):
                 write_behaviour_log_probs(self.replays, batch.partition_id)
             if self.config.actor_rollout_ref.rollout.calculate_log_probs:
                 metrics.update(self._engine_gap(batch))
+        return self._exchange(batch) if self.fill else batch
+
+    def _exchange(self, batch: KVBatchMeta) -> KVBatchMeta:
+        """Fill mode: past successes for groups without signal, now that this step's log-probs are known."""
+        self.outcomes = read_outcomes(fresh_keys(batch, []), batch.partition_id)
+        with marked_timer("experience", self.timing_raw):
+            self.filling = fill_batch(self.fill, batch, self.outcomes[0], self.questions, self.global_steps)
+        self.dropped = self.filling.dropped
+        return self.filling.batch
+
+    def _compute_advantage(self, batch: KVBatchMeta, metrics: dict) -> KVBatchMeta:
+        batch = super()._compute_advantage(batch, metrics)
+        if self.filling:
+            write_advantages(self.filling.advantages, batch.partition_id)
         return batch
 
     def _engine_gap(self, batch: KVBatchMeta) -> dict:
@@ -256,7 +289,7 @@ class ExGRPOTrainer(PPOTrainerSync):
         return calculate_debug_metrics(DataProto(batch=data.to_padded_tensor()))
 
     def _update_actor(self, batch: KVBatchMeta, metrics: dict) -> KVBatchMeta:
-        batch.extra_info["replay_active"] = bool(self.replay and self.replay.active)
+        batch.extra_info["replay_active"] = bool(self.manager and self.manager.active)
         batch = super()._update_actor(batch, metrics)
         actor = self.config.actor_rollout_ref.actor
         updates = len(batch) // (actor.ppo_mini_batch_size * self.group_size) * actor.ppo_epochs
@@ -274,16 +307,21 @@ class ExGRPOTrainer(PPOTrainerSync):
         return batch
 
     def _collect(self, batch: KVBatchMeta) -> dict[str, float]:
-        rewards, infos = read_outcomes(fresh_keys(batch, self.replays), batch.partition_id)
+        rewards, infos = self.outcomes or read_outcomes(fresh_keys(batch, self.replays), batch.partition_id)
         metrics = batch_metrics(rewards, self.settings.bookkeeping.success_threshold) | reward_metrics(infos)
         metrics["batch/dropped"] = float(self.dropped)
         experience = dict.fromkeys(METRIC_NAMES, 0.0)
+        filled = dict.fromkeys(FILL_METRIC_NAMES, 0.0)
         if self.replay:
             collect(self.replay, batch, rewards, self.replays, self.questions, self.global_steps)
             self.replay.finish_step(self.global_steps, metrics["batch/pass_rate"])
             experience |= self.replay.metrics(self.global_steps)
+        if self.fill:
+            self.fill.finish_step(self.global_steps, metrics["batch/pass_rate"])
+            filled |= self.fill.metrics()
         experience["passed_over"] = self.passed_over
         experience |= {"scoring_waste": self.scoring_waste, "scoring_calls": self.scoring_calls}
+        metrics |= {f"fill/{name}": float(value) for name, value in filled.items()}
         return metrics | {f"experience/{name}": float(value) for name, value in experience.items()}
 
     def _val_metrics_update(
@@ -298,8 +336,8 @@ class ExGRPOTrainer(PPOTrainerSync):
 
     def _save_checkpoint(self) -> None:
         # Before verl's tracker file is written: a checkpoint that verl calls complete always has its experience.
-        if self.replay:
-            self.experience.save(self.global_steps, self.replay)
+        if self.manager:
+            self.experience.save(self.global_steps, self.manager)
         super()._save_checkpoint()
         self.experience.prune()
 
@@ -307,5 +345,5 @@ class ExGRPOTrainer(PPOTrainerSync):
         super()._load_checkpoint()
         # What an interrupted run logged after its last checkpoint never happened; a run from scratch starts a new log.
         self.metrics_log.rewind(self.global_steps or -1)
-        if self.replay and self.global_steps > 0:
-            self.experience.load(self.global_steps, self.replay, known=self.question_rows)
+        if self.manager and self.global_steps > 0:
+            self.experience.load(self.global_steps, self.manager, known=self.question_rows)

@@ -3,7 +3,6 @@
 import numpy as np
 import pytest
 import torch
-from omegaconf import OmegaConf
 from tensordict import TensorDict
 from verl.utils import tensordict_utils as tu
 from verl.workers.config import ActorConfig
@@ -33,7 +32,6 @@ def test_flags_follow_the_band(rollouts, band, kept):
     rows = rollouts.read(batch.keys)
     assert {key.split("_")[0] for key, row in rows.items() if row[IN_UPDATE] == 1} == kept
     assert {key.split("_")[0] for key, row in rows.items() if row[IN_UPDATE] == 0} == set(SUCCESSES) - kept
-    assert all(row["is_replayed"] == 0 for row in rows.values())
     assert all(bool(row["response_mask"].all()) for row in rows.values())  # verl's own metrics still see every token
 
 
@@ -48,17 +46,21 @@ def test_rewards_are_sums_of_token_scores(rollouts):
     assert found == {f"{uid}_{s}_0": float(s < n) for uid, n in SUCCESSES.items() for s in range(K)}
 
 
-@pytest.mark.parametrize(("mode", "dropped"), [("masked", 16), ("replay", 0)])
+@pytest.mark.parametrize(("mode", "dropped"), [("masked", 16), ("fill", 0)])
 def test_the_trainer_masks_in_its_mode_only(rollouts, monkeypatch, mode, dropped):
     from verl.trainer.ppo.v1.trainer_sync import PPOTrainerSync
 
     monkeypatch.setattr(PPOTrainerSync, "_balance_batch", lambda self, batch, metrics: batch)
     trainer = object.__new__(ExGRPOTrainer)  # its constructor starts the whole stack
     trainer.settings = ExGRPOConfig.from_mapping({"mode": mode, "mask": {"band": "hard"}})
-    trainer.mode, trainer.replay, trainer.dropped = mode, None, 0
-    trainer.config = OmegaConf.create({})
+    trainer.mode, trainer.replay, trainer.dropped, trainer.group_size = mode, None, 0, K
+    trainer.questions = dict.fromkeys(reversed(SUCCESSES))
     batch = trainer._balance_batch(fill(rollouts), {})
     assert trainer.dropped == dropped
+    assert [key.split("_")[0] for key in batch.keys[::K]] == list(
+        reversed(SUCCESSES)
+    )  # the plan's order, not arrival's
+    assert all(row["is_replayed"] == 0 for row in rollouts.read(batch.keys).values())
     assert ("in_update" in rollouts.read(batch.keys[:1])[batch.keys[0]]) == (mode == "masked")
 
 

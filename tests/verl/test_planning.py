@@ -180,7 +180,8 @@ def test_the_on_policy_twin_is_verls_own_fetching():
     batch = found._next_train_batch()
     assert ids(batch) == [f"q{i}" for i in range(B)]
     assert "__rollout_n__" not in batch
-    assert (found.questions, found.planned) == ({}, {})
+    assert list(found.questions.values()) == ids(batch)
+    assert found.planned == {}
 
 
 @given(a=st.integers(0, 20), b=st.integers(0, 20))
