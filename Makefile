@@ -29,7 +29,7 @@ test-scripts: setup ## run every reproduction script with the tiny model
 lint: setup ## ruff and shellcheck
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
-	$(VENV)/bin/shellcheck scripts/*.sh .ci/run
+	$(VENV)/bin/shellcheck $$(find scripts -name '*.sh' -o -name '*.sbatch') .ci/run
 
 lock: setup ## resolve requirements-cpu.in anew into requirements-cpu.lock
 	$(PYTHON_IN_VENV) scripts/make_lock.py

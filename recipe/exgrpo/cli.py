@@ -9,6 +9,7 @@ import sys
 from collections.abc import Sequence
 
 COMMANDS = {
+    "config": ("recipe.exgrpo.commands.config", "compare a run's settings with the paper's"),
     "inspect": ("recipe.exgrpo.commands.inspect", "look into, verify, compare, grade or export saved experience"),
 }
 

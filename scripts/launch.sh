@@ -1,0 +1,66 @@
+# shellcheck shell=bash
+# Common launcher: the experiment scripts source it and call `launch PRESET... -- "$@"`.
+#
+# Arguments:
+#   --help       this text          --dry-run    print the overrides, one a line, and stop
+#   key=value    hydra overrides, after everything else: data.train_batch_size=64 exgrpo.rho=0.3
+# Environment:
+#   RUN          run folder (outputs/<script>). The same command with the same RUN resumes from its newest checkpoint.
+#   MODEL, TOKENIZER, TRAIN, VAL   model and tokenizer (folder or hub id), training and validation parquet
+#   NNODES, GPUS   nodes and GPUs a node        HARDWARE   preset: gpu (8 x 80 GB), gpu_40gb, gpu_few (1 or 2), cpu
+#   LOGGER       console (default), wandb, tensorboard or both; metrics.jsonl is always written
+#   PYTHON       interpreter (.venv/bin/python, else python)
+#   TINY=1       two steps of the same experiment with the toy model on CPU: a minute or two, 6 GB
+# Before a run: `exgrpo check SCRIPT` (does it fit?) and `exgrpo config SCRIPT` (how does it differ from the paper?).
+
+# The comment at the top of a file.
+_header() {
+  sed -n '/^#!/d; /^# shellcheck/d; /^#/!q; s/^# \{0,1\}//p' "$1"
+}
+
+_logger() {
+  case ${LOGGER:-console} in
+    console) echo "[console]" ;;
+    wandb | tensorboard) echo "[console,$LOGGER]" ;;
+    both) echo "[console,wandb,tensorboard]" ;;
+    *) echo "LOGGER must be console, wandb, tensorboard or both; got '$LOGGER'" >&2 && return 2 ;;
+  esac
+}
+
+# launch PRESET... -- ARGUMENT...
+launch() {
+  local presets=() given=() overrides=() argument name logger dry=""
+  while [ "$1" != -- ]; do presets+=("$1") && shift; done
+  shift
+  for argument in "$@"; do
+    case $argument in
+      -h | --help) _header "$0" && echo && _header "${BASH_SOURCE[0]}" && exit 0 ;;
+      --dry-run) dry=1 ;;
+      -*) echo "$0: unknown option $argument (--help)" >&2 && exit 2 ;;
+      *) given+=("$argument") ;;
+    esac
+  done
+
+  name=$(basename "$0" .sh)${VARIANT:+_$VARIANT}
+  logger=$(_logger)
+  [ -n "${TINY:-}" ] && HARDWARE=tiny && name=$name-tiny
+  RUN=${RUN:-outputs/$name}
+  overrides=("${presets[@]}" ${HARDWARE:+"hardware=$HARDWARE"})
+  overrides+=(${MODEL:+"actor_rollout_ref.model.path=$MODEL"})
+  overrides+=(${TOKENIZER:+"actor_rollout_ref.model.tokenizer_path=$TOKENIZER"})
+  overrides+=(${TRAIN:+"data.train_files=$TRAIN"} ${VAL:+"data.val_files=$VAL"})
+  overrides+=(${NNODES:+"trainer.nnodes=$NNODES"} ${GPUS:+"trainer.n_gpus_per_node=$GPUS"})
+  overrides+=("trainer.logger=$logger" "trainer.default_local_dir=$RUN" "trainer.experiment_name=$(basename "$RUN")")
+  overrides+=("${given[@]}")
+  [ -n "$dry" ] && printf '%s\n' "${overrides[@]}" && exit 0
+
+  cd "$(dirname "${BASH_SOURCE[0]}")/.." || exit
+  PYTHON=${PYTHON:-.venv/bin/python}
+  command -v "$PYTHON" >/dev/null || PYTHON=python
+  export TENSORBOARD_DIR=${TENSORBOARD_DIR:-$RUN/tensorboard}
+  if [ -n "${TINY:-}" ]; then
+    export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}   # for a model this small, more threads only wait for each other
+    [ -f outputs/toy_data/train.parquet ] || "$PYTHON" data/make_toy.py data --out outputs/toy_data
+  fi
+  exec "$PYTHON" -m recipe.exgrpo.main "${overrides[@]}"
+}
