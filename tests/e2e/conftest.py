@@ -79,7 +79,8 @@ def start_toy(tmp_path):
 
 @pytest.fixture(scope="session")
 def replay_run(tmp_path_factory) -> Run:
-    """Six steps of ExGRPO with a checkpoint after every second."""
-    run = run_toy(tmp_path_factory.mktemp("replay") / "run", 6, "trainer.save_freq=2")
+    """Six steps of ExGRPO with a checkpoint after every second and a review of the retired after every third."""
+    review = ("exgrpo.bookkeeping.review_interval=3", "exgrpo.bookkeeping.review_share=0.5")
+    run = run_toy(tmp_path_factory.mktemp("replay") / "run", 6, "trainer.save_freq=2", *review)
     assert run.code == 0, run.output[-4000:]
     return run

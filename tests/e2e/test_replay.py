@@ -1,5 +1,6 @@
 """ExGRPO through the real stack: what is replayed is what was planned and stored, and the metrics say so."""
 
+import math
 import shutil
 import time
 from collections import defaultdict
@@ -77,6 +78,17 @@ def test_every_group_has_k_rows_and_replayed_groups_exactly_one_stored_trajector
     assert len({prompt for prompt, _ in stored}) == len(stored)
     prompts = [next(iter(group.values()))["input"] for group in found.values()]
     assert len(set(prompts)) == B  # a question at most once a step, fresh or replayed
+
+
+def test_retired_questions_are_reviewed_when_it_is_time(replay_run):
+    retired = 0
+    for step, row in sorted(replay_run.metrics.items()):
+        retired += row["experience/newly_retired"]
+        reviewed = math.ceil(retired / 2) if step % 3 == 0 else 0
+        assert row["experience/reviewed"] == reviewed
+        retired -= reviewed
+        assert row["experience/retired_questions"] == retired
+    assert any(row["experience/reviewed"] for row in replay_run.metrics.values())
 
 
 def test_the_checkpoint_holds_what_the_metrics_say_and_what_was_generated(replay_run):
