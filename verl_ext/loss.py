@@ -81,7 +81,9 @@ def exgrpo_loss(
         replay_active,
     )
     if "rollout_is_weights" in tokens:
-        token_loss = token_loss * tokens["rollout_is_weights"]
+        # They correct today's rollout engine. A stored trajectory has its own correction, or by `importance: old` none.
+        weights = tokens["rollout_is_weights"]
+        token_loss = token_loss * torch.where(is_replayed.unsqueeze(-1), torch.ones_like(weights), weights)
     terms = {"actor/pg_loss": agg_loss(loss_mat=token_loss, loss_mask=mask, **norm)}
     loss = terms["actor/pg_loss"]
     if entropy is not None:

@@ -184,7 +184,7 @@ def oracle(data, config, loss_config, active=True):
         token = clipped if clips else -w * a
         if data["is_replayed"][i]:
             token = {"policy": -a * w / (w + loss_config.beta), "none": -a * w, "clip": clipped}[loss_config.shaping]
-        if weights:
+        if weights and not data["is_replayed"][i]:
             token = token * weights[i].double()
         token = token + config.entropy_coeff * (log_p.exp() * log_p).sum(-1)
         if config.use_kl_loss:
@@ -208,16 +208,16 @@ def test_equals_the_float64_oracle_with_replayed_rows(shaping, fresh_clip, extra
     torch.testing.assert_close(gradient.double(), expected_gradient, rtol=2e-5, atol=1e-8)
 
 
-def test_importance_weights_of_the_rollout_reach_fresh_and_replayed_tokens():
+def test_importance_weights_of_the_rollout_reach_fresh_tokens_only():
     config = actor(entropy_coeff=0.0)
     data = mini_batch(replayed=[1, 4, 6], is_weights=True)
     weighted, *_ = run(ours(config), data)
-    for row in (1, 3):  # one replayed, one fresh
+    for row, replayed in ((1, True), (3, False)):
         changed = data.clone()
         weights = [w.clone() for w in data["rollout_is_weights"].unbind()]
         weights[row].zero_()
         changed["rollout_is_weights"] = jagged(weights)
-        assert not torch.equal(run(ours(config), changed)[0], weighted)
+        assert torch.equal(run(ours(config), changed)[0], weighted) == replayed
 
 
 def test_masked_tokens_and_padding_rows_do_not_count():
