@@ -27,14 +27,16 @@ for split in train test; do
 done
 
 # float32 weights (540 MB) must fit one sync bucket: vLLM cannot load tied embeddings from two.
-# A small model solves few questions at once: replay starts without a threshold, and short answers keep a step at seconds.
+# A small model solves few questions: replay starts without a threshold, and short answers keep a step at seconds. In a batch
+# without a success the entropy bonus is the only gradient, and Adam makes a full step of it: no bonus (it doubled the
+# entropy in ten steps).
 exec "$PYTHON" -m recipe.exgrpo.main hardware=cpu \
   actor_rollout_ref.model.path="$MODEL" \
   data.train_files="$DATA/gsm8k_train.parquet" data.val_files="$DATA/gsm8k_test.parquet" data.val_max_samples=32 \
   data.train_batch_size=4 data.max_prompt_length=256 data.max_response_length=96 \
   exgrpo.start_threshold=null \
   actor_rollout_ref.rollout.n=4 actor_rollout_ref.actor.ppo_mini_batch_size=2 \
-  actor_rollout_ref.actor.optim.lr=1e-5 \
+  actor_rollout_ref.actor.optim.lr=1e-5 actor_rollout_ref.actor.entropy_coeff=0 \
   actor_rollout_ref.actor.fsdp_config.mixed_precision.param_dtype=bf16 \
   actor_rollout_ref.rollout.dtype=bfloat16 actor_rollout_ref.rollout.max_model_len=512 \
   actor_rollout_ref.rollout.checkpoint_engine.update_weights_bucket_megabytes=1024 \
