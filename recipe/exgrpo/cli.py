@@ -11,6 +11,7 @@ from collections.abc import Sequence
 COMMANDS = {
     "config": ("recipe.exgrpo.commands.config", "compare a run's settings with the paper's"),
     "inspect": ("recipe.exgrpo.commands.inspect", "look into, verify, compare, grade or export saved experience"),
+    "lab": ("recipe.exgrpo.lab.command", "compare variants of the algorithm on tiny models, minutes on a CPU"),
 }
 
 

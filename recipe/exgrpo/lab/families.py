@@ -1,0 +1,152 @@
+"""Task families: questions, faulty demonstrations, and a verifier that a guess does not get past.
+
+A family is a module-free object with the members of `Family`; `FAMILIES` lists them by name.
+"""
+
+import importlib.util
+import sys
+from collections.abc import Container
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Protocol
+
+import numpy as np
+
+DIGITS = tuple("0123456789")
+BOX = "\\boxed{"
+
+
+@dataclass(frozen=True)
+class Faults:
+    """Probabilities of the faults of a demonstration, each in [0, 1].
+
+    easy, hard: one step is worked wrongly, in an easy and in a hard step; stop: the chain is given up after a step.
+    """
+
+    easy: float = 0.0
+    hard: float = 0.0
+    stop: float = 0.0
+
+    def __post_init__(self) -> None:
+        for name in ("easy", "hard", "stop"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"Faults.{name} must be a probability; got {getattr(self, name)!r}.")
+
+
+class Family(Protocol):
+    """`pieces` are the vocabulary; prompts have at most `prompt_tokens`, responses with their end `response_tokens`."""
+
+    name: str
+    pieces: tuple[str, ...]
+    prompt_tokens: int
+    response_tokens: int
+
+    def questions(self, n: int, rng: np.random.Generator, exclude: Container = ()) -> list:
+        """`n` distinct questions (hashable), none of them in `exclude`."""
+
+    def prompt(self, question) -> str:
+        """The question as text; no two questions share it."""
+
+    def demonstration(self, question, faults: Faults, rng: np.random.Generator) -> str:
+        """A written solution with faults drawn from `rng`."""
+
+    def is_long(self, question) -> bool:
+        """Whether it is one of the questions that a bimodal base hardly ever solves, visible in the prompt."""
+
+    def grade(self, question, text: str) -> bool:
+        """Whether the boxed answer of `text` is right."""
+
+
+class Chain:
+    """The toy task of `data/`: chained arithmetic modulo 100, one line a step. A guess is right once in 100."""
+
+    name = "chain"
+    pieces = (*DIGITS, "Start ", ":", " +", " -", " *", " (mod 100)", "+", "-", "*", "=", "\n", BOX, "}")
+    prompt_tokens, response_tokens = 17, 53
+
+    def __init__(self) -> None:
+        self.task = _toy_task()
+
+    def questions(self, n: int, rng: np.random.Generator, exclude: Container = ()) -> list:
+        return self.task.make_questions(n, rng, exclude=exclude)
+
+    def prompt(self, question) -> str:
+        return self.task.render_question(question)
+
+    def demonstration(self, question, faults: Faults, rng: np.random.Generator) -> str:
+        return self.task.render_solution(question, self.task.Noise(faults.easy, faults.hard, faults.stop), rng)
+
+    def is_long(self, question) -> bool:
+        return len(question.steps) > 3
+
+    def grade(self, question, text: str) -> bool:
+        return self.task.grade(text, self.task.answer(question))
+
+
+class Addition:
+    """Sums of two numbers of up to four digits, worked column by column from the right with the carry written out.
+
+    `0358+2967=` is worked as `0+8+7=15`, `1+5+6=12`, ..., then the boxed sum of five digits. A hard column has a carry out;
+    its fault is to forget it. An easy column's fault is a digit one too high. A guess is right once in thousands.
+    """
+
+    name = "addition"
+    pieces = (*DIGITS, "+", "=", "\n", BOX, "}")
+    width = 4
+    prompt_tokens, response_tokens = 2 * width + 2, 9 * width + width + 4
+
+    def questions(self, n: int, rng: np.random.Generator, exclude: Container = ()) -> list[tuple[int, int]]:
+        made: dict[tuple[int, int], None] = {}
+        while len(made) < n:
+            top = 10 ** int(rng.integers(2, self.width + 1))
+            question = (int(rng.integers(top)), int(rng.integers(top)))
+            if question not in exclude:
+                made[question] = None
+        return list(made)
+
+    def prompt(self, question: tuple[int, int]) -> str:
+        return "{:0{w}d}+{:0{w}d}=".format(*question, w=self.width)
+
+    def demonstration(self, question: tuple[int, int], faults: Faults, rng: np.random.Generator) -> str:
+        a, b = question
+        carry, total, lines = 0, 0, []
+        for column in range(self.width):
+            if column > 0 and rng.random() < faults.stop:
+                break
+            x, y = a // 10**column % 10, b // 10**column % 10
+            worked = x + y + carry
+            if rng.random() < (faults.hard if worked > 9 else faults.easy):
+                worked = worked - 10 if worked > 9 else worked + 1
+            lines.append(f"{carry}+{x}+{y}={worked:02d}")
+            total, carry = total + worked % 10 * 10**column, worked // 10
+        else:
+            total += carry * 10**self.width
+        return "\n".join([*lines, f"{BOX}{total:0{self.width + 1}d}}}"])
+
+    def is_long(self, question: tuple[int, int]) -> bool:
+        return max(question) >= 10 ** (self.width - 1)
+
+    def grade(self, question: tuple[int, int], text: str) -> bool:
+        return text.rpartition(BOX)[2] == f"{sum(question):0{self.width + 1}d}}}" and BOX in text
+
+
+FAMILIES = {"chain": Chain, "addition": Addition}
+
+
+def family(name: str) -> Family:
+    """The family called `name`; ValueError naming the ones there are."""
+    if name not in FAMILIES:
+        raise ValueError(f"no task family is called {name!r}; there are {', '.join(FAMILIES)}.")
+    return FAMILIES[name]()
+
+
+def _toy_task() -> ModuleType:
+    """`data/toy_task.py` of this checkout, by path: `data` is not an installed package."""
+    name, path = "exgrpo_lab_toy_task", Path(__file__).resolve().parents[3] / "data" / "toy_task.py"
+    if name not in sys.modules:
+        spec = importlib.util.spec_from_file_location(name, path)
+        module = importlib.util.module_from_spec(spec)
+        sys.modules[name] = module  # dataclasses look their module up there
+        spec.loader.exec_module(module)
+    return sys.modules[name]

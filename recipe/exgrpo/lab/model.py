@@ -1,0 +1,149 @@
+"""A decoder-only transformer of about 0.1M parameters, and batched sampling from it with a key-value cache.
+
+Every prompt takes the same number of columns P: its tokens, padding, and `BOS` in the last column. A response starts at
+column P, so that positions need no book-keeping; padding inside the prompt is masked.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from recipe.exgrpo.lab.vocabulary import BOS, EOS, PAD
+
+
+@dataclass(frozen=True)
+class ModelShape:
+    """Sizes: `vocabulary` ids, `prompt` and `response` columns (prompt includes BOS), width, layers and heads."""
+
+    vocabulary: int
+    prompt: int
+    response: int
+    width: int = 64
+    layers: int = 2
+    heads: int = 4
+
+    def __post_init__(self) -> None:
+        if self.width % self.heads:
+            raise ValueError(f"ModelShape.width ({self.width}) must be a multiple of ModelShape.heads ({self.heads}).")
+
+
+class Block(nn.Module):
+    """Pre-norm attention and feed-forward."""
+
+    def __init__(self, shape: ModelShape) -> None:
+        super().__init__()
+        self.heads = shape.heads
+        self.norm_a, self.norm_f = nn.LayerNorm(shape.width), nn.LayerNorm(shape.width)
+        self.qkv = nn.Linear(shape.width, 3 * shape.width, bias=False)
+        self.out = nn.Linear(shape.width, shape.width, bias=False)
+        self.up, self.down = nn.Linear(shape.width, 4 * shape.width), nn.Linear(4 * shape.width, shape.width)
+
+    def forward(self, x: torch.Tensor, allowed: torch.Tensor, cache: torch.Tensor | None, start: int) -> torch.Tensor:
+        """x [n, T, width]; allowed bool [n, 1, T, S]; cache [2, n, heads, columns, size] is written from `start` on."""
+        q, k, v = self.qkv(self.norm_a(x)).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
+        if cache is not None:
+            stop = start + x.shape[1]
+            cache[0, :, :, start:stop], cache[1, :, :, start:stop] = k, v
+            k, v = cache[0, :, :, :stop], cache[1, :, :, :stop]
+        x = x + self.out(F.scaled_dot_product_attention(q, k, v, attn_mask=allowed).transpose(1, 2).flatten(2))
+        return x + self.down(F.gelu(self.up(self.norm_f(x))))
+
+
+class TinyTransformer(nn.Module):
+    """Logits of the next token; embeddings are tied and positions learned."""
+
+    def __init__(self, shape: ModelShape) -> None:
+        super().__init__()
+        self.shape = shape
+        self.tokens = nn.Embedding(shape.vocabulary, shape.width)
+        self.positions = nn.Embedding(shape.prompt + shape.response, shape.width)
+        self.blocks = nn.ModuleList(Block(shape) for _ in range(shape.layers))
+        self.norm = nn.LayerNorm(shape.width)
+        # Never sampled, so that `ids != PAD` tells real columns from padding. Finite: 0 * -inf would spoil entropies.
+        never = torch.zeros(shape.vocabulary).index_fill_(0, torch.tensor([PAD, BOS]), -1e9)
+        self.register_buffer("never", never, persistent=False)
+        for embedding in (self.tokens, self.positions):
+            nn.init.normal_(embedding.weight, std=0.1)
+
+    def forward(
+        self, ids: torch.Tensor, real: torch.Tensor, cache: torch.Tensor | None = None, start: int = 0
+    ) -> torch.Tensor:
+        """Final hidden states, float [n, T, width].
+
+        Args:
+            ids: int64 [n, T], columns start..start + T - 1.
+            real: bool [n, start + T], which columns so far hold a token.
+            cache: from `new_cache`, filled for all columns before `start`.
+        """
+        length = ids.shape[1]
+        causal = torch.ones(length, start + length, dtype=torch.bool).tril(start)
+        allowed = (real[:, None, :] & causal).unsqueeze(1)
+        x = self.tokens(ids) + self.positions.weight[start : start + length]
+        for i, block in enumerate(self.blocks):
+            x = block(x, allowed, None if cache is None else cache[i], start)
+        return self.norm(x)
+
+    def logits(self, hidden: torch.Tensor) -> torch.Tensor:
+        """Logits over the vocabulary, float [..., vocabulary]."""
+        return hidden @ self.tokens.weight.T + self.never
+
+    def new_cache(self, n: int) -> torch.Tensor:
+        """An empty cache for `n` sequences, float [layers, 2, n, heads, columns, width / heads]."""
+        s = self.shape
+        return torch.zeros(s.layers, 2, n, s.heads, s.prompt + s.response, s.width // s.heads)
+
+
+def prompt_ids(prompts: Sequence[Sequence[int]], columns: int) -> torch.Tensor:
+    """int64 [n, columns]: tokens, padding, BOS. ValueError for a prompt that does not fit."""
+    longest = max(map(len, prompts))
+    if longest >= columns:
+        raise ValueError(f"a prompt of {longest} tokens does not fit into {columns - 1}")
+    return torch.tensor([[*p, *[PAD] * (columns - 1 - len(p)), BOS] for p in prompts])
+
+
+def response_ids(responses: Sequence[Sequence[int]]) -> torch.Tensor:
+    """int64 [n, longest], padded on the right."""
+    longest = max(map(len, responses))
+    return torch.tensor([[*map(int, r), *[PAD] * (longest - len(r))] for r in responses])
+
+
+def response_scores(
+    model: TinyTransformer, prompts: torch.Tensor, responses: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Log-probs of the response tokens and entropies of the distributions they came from, nats, float [n, L] each.
+
+    prompts int64 [n, P], responses int64 [n, L]; values at padding mean nothing.
+    """
+    ids = torch.cat([prompts, responses], 1)
+    hidden = model(ids[:, :-1], (ids != PAD)[:, :-1])[:, prompts.shape[1] - 1 :]
+    log_p = model.logits(hidden).log_softmax(-1)
+    return log_p.gather(-1, responses.unsqueeze(-1)).squeeze(-1), -(log_p.exp() * log_p).sum(-1)
+
+
+@torch.no_grad()
+def sample(
+    model: TinyTransformer, prompts: torch.Tensor, counts: Sequence[int], generator: torch.Generator
+) -> list[list[int]]:
+    """`counts[i]` responses to prompt i at temperature 1, in order; each ends with EOS unless it is cut off.
+
+    A token is the winner of exponential waiting times with rates p, which is a draw from p.
+    """
+    first, repeats = prompts.shape[1], torch.as_tensor(counts)
+    cache = model.new_cache(len(prompts))
+    hidden = model(prompts, prompts != PAD, cache)[:, -1:].repeat_interleave(repeats, 0)
+    cache = cache.repeat_interleave(repeats, 2)
+    real = (prompts != PAD).repeat_interleave(repeats, 0)
+    out, done = [], torch.zeros(len(real), dtype=torch.bool)
+    for column in range(first, first + model.shape.response):
+        p = model.logits(hidden[:, 0]).softmax(-1)
+        token = (p / torch.empty_like(p).exponential_(generator=generator)).argmax(-1)
+        out.append(token.masked_fill(done, PAD))
+        done = done | (token == EOS)
+        if bool(done.all()):
+            break
+        real = torch.cat([real, torch.ones(len(real), 1, dtype=torch.bool)], 1)
+        hidden = model(token.unsqueeze(1), real, cache, column)
+    return [row[: row.index(EOS) + 1] if EOS in row else row for row in torch.stack(out, 1).tolist()]

@@ -1,0 +1,161 @@
+"""The report of a study: Markdown tables and a figure of learning curves, the same bytes from the same results."""
+
+import io
+import math
+from collections import defaultdict
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from recipe.exgrpo.lab.files import write_atomically
+from recipe.exgrpo.lab.stats import Interval, area_under_curve, interval, paired
+from recipe.exgrpo.lab.tables import RESULTS, TIMINGS, read_table
+
+COSTS = ("fresh_rollouts", "sampled_tokens", "updated_tokens", "scored_tokens")
+HEADER = (
+    "variant", "runs", "final pass@1", "final difference", "area", "area difference",
+    "fresh rollouts", "tokens sampled", "tokens updated", "tokens scored", "seconds",
+)  # fmt: skip
+
+
+@dataclass
+class Runs:
+    """All runs of one variant in one setting; every dict is keyed by (base seed, seed)."""
+
+    steps: list[int] = field(default_factory=list)
+    curves: dict[tuple[int, int], list[float]] = field(default_factory=dict)
+    costs: dict[tuple[int, int], dict[str, float]] = field(default_factory=dict)
+    seconds: dict[tuple[int, int], float] = field(default_factory=dict)
+
+    @property
+    def final(self) -> dict[tuple[int, int], float]:
+        return {key: curve[-1] for key, curve in self.curves.items()}
+
+    @property
+    def area(self) -> dict[tuple[int, int], float]:
+        return {key: area_under_curve(self.steps, curve) for key, curve in self.curves.items()}
+
+
+Settings = dict[tuple[str, str], dict[str, Runs]]  # (family, base) -> variant -> runs
+
+
+def read_results(folder: Path) -> Settings:
+    """The tables of `exgrpo lab run`, by setting and variant. ValueError when runs of one variant have unlike steps."""
+    found: Settings = defaultdict(lambda: defaultdict(Runs))
+    steps = defaultdict(list)
+    for row in read_table(folder / RESULTS):
+        runs, key = found[row["family"], row["base"]][row["variant"]], (row["base_seed"], row["seed"])
+        steps[id(runs), key].append(row["step"])
+        runs.curves.setdefault(key, []).append(row["pass_rate"])
+        runs.costs[key] = {name: row[name] for name in COSTS}
+        runs.steps = steps[id(runs), key]
+    for row in read_table(folder / TIMINGS):
+        found[row["family"], row["base"]][row["variant"]].seconds[row["base_seed"], row["seed"]] = row["seconds"]
+    for (name, base), variants in found.items():
+        for label, runs in variants.items():
+            if any(steps[id(runs), key] != runs.steps for key in runs.curves):
+                raise ValueError(f"runs of {label} on {name}, {base} were evaluated at different steps.")
+    return {setting: dict(variants) for setting, variants in found.items()}
+
+
+def summarise(results: Settings, reference: str) -> list[dict]:
+    """One JSON-able row a setting and variant; differences are paired by (base seed, seed) with 95 % t-intervals."""
+    rows = []
+    for (name, base), variants in results.items():
+        other = variants.get(reference, Runs())
+        for label, runs in variants.items():
+            differs = label != reference
+            final = paired(runs.final, other.final) if differs else None
+            area = paired(runs.area, other.area) if differs else None
+            rows.append(
+                {"family": name, "base": base, "variant": label, "runs": len(runs.curves)}
+                | _spread("final", interval(list(runs.final.values())))
+                | _spread("final_difference", final)
+                | _spread("area", interval(list(runs.area.values())))
+                | _spread("area_difference", area)
+                | {cost: float(np.mean([spent[cost] for spent in runs.costs.values()])) for cost in COSTS}
+                | {"seconds": float(np.mean(list(runs.seconds.values())))}
+            )
+    return rows
+
+
+def _spread(name: str, found: Interval | None) -> dict[str, float | None]:
+    if found is None:
+        return {name: None, f"{name}_half": None}
+    return {name: found.mean, f"{name}_half": None if math.isnan(found.half) else found.half}
+
+
+def markdown(rows: list[dict], reference: str) -> str:
+    """The report as text: one table a setting; a difference whose interval excludes zero is bold."""
+    parts = ["# Laboratory report", ""]
+    parts += [
+        f"Pass@1 on held-out questions. Differences are to `{reference}`, paired by base seed and seed, with 95 % t-intervals;",
+        "bold ones exclude zero. The area is that under the learning curve, as its mean height. Costs are means a run.",
+    ]
+    for setting in dict.fromkeys((row["family"], row["base"]) for row in rows):
+        parts += ["", f"## {setting[0]}, {setting[1]} base", "", _line(HEADER), _line(["---"] * len(HEADER))]
+        parts += [_line(_cells(row)) for row in rows if (row["family"], row["base"]) == setting]
+    return "\n".join([*parts, "", "![learning curves](curves.png)", ""])
+
+
+def _cells(row: dict) -> list[str]:
+    return [
+        f"`{row['variant']}`",
+        str(row["runs"]),
+        _shown(row, "final"),
+        _shown(row, "final_difference", signed=True),
+        _shown(row, "area"),
+        _shown(row, "area_difference", signed=True),
+        *(f"{row[cost]:,.0f}" for cost in COSTS),
+        f"{row['seconds']:.0f}",
+    ]
+
+
+def _shown(row: dict, name: str, signed: bool = False) -> str:
+    mean, half = row[name], row[f"{name}_half"]
+    if mean is None:
+        return "–"
+    text = f"{mean:+.3f}" if signed else f"{mean:.3f}"
+    text = text if half is None else f"{text} ± {half:.3f}"
+    return f"**{text}**" if signed and half is not None and abs(mean) > half else text
+
+
+def _line(cells: Iterable[str]) -> str:
+    return "| " + " | ".join(cells) + " |"
+
+
+def figure(results: Settings) -> bytes:
+    """Learning curves as PNG, a panel a setting: the mean of the runs, and its 95 % t-interval as a band."""
+    from matplotlib.figure import Figure
+
+    drawing = Figure(figsize=(5.5 * len(results), 4.2), layout="constrained")
+    panels = drawing.subplots(1, len(results), squeeze=False)[0]
+    for panel, ((name, base), variants) in zip(panels, results.items(), strict=True):
+        for label, runs in variants.items():
+            heights = [interval(values) for values in zip(*runs.curves.values(), strict=True)]
+            mean, half = np.array([h.mean for h in heights]), np.nan_to_num([h.half for h in heights])
+            (line,) = panel.plot(runs.steps, mean, label=label)
+            panel.fill_between(runs.steps, mean - half, mean + half, alpha=0.15, color=line.get_color(), linewidth=0)
+        panel.set(title=f"{name}, {base} base", xlabel="step", ylabel="held-out pass@1")
+        panel.grid(alpha=0.3)
+        panel.legend(fontsize="small")
+    content = io.BytesIO()
+    drawing.savefig(content, format="png", dpi=120, metadata={"Software": None})
+    return content.getvalue()
+
+
+def write_report(folder: Path, reference: str) -> tuple[list[dict], list[Path]]:
+    """Write `report.md` and `curves.png` into `folder`; returns the summary and what was written.
+
+    Raises ValueError when no run of the variant `reference` is there.
+    """
+    results = read_results(folder)
+    if not any(reference in variants for variants in results.values()):
+        raise ValueError(f"no run of {reference!r} is in {folder}; differences need one (--against).")
+    rows = summarise(results, reference)
+    contents = {"report.md": markdown(rows, reference).encode(), "curves.png": figure(results)}
+    for name, content in contents.items():
+        write_atomically(folder / name, content)
+    return rows, [folder / name for name in contents]

@@ -1,0 +1,199 @@
+"""One run: the steps of `verl_ext.trainer` on a tiny model, with the same core and the same small print.
+
+Per step: plan, roll out, inject, log-probs of pi_old by the training model, group advantages, two updates, book-keeping.
+"""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from recipe.exgrpo.advantage import group_advantages
+from recipe.exgrpo.config import ExGRPOConfig
+from recipe.exgrpo.lab.families import Family
+from recipe.exgrpo.lab.model import TinyTransformer, prompt_ids, response_ids, response_scores, sample
+from recipe.exgrpo.lab.modes import Slot, make_mode
+from recipe.exgrpo.lab.questions import Splits, Stream, make_splits
+from recipe.exgrpo.lab.rows import Objective, Row, batch_loss, tensors_of
+from recipe.exgrpo.lab.vocabulary import Vocabulary
+from recipe.exgrpo.loss import ClipRange
+from recipe.exgrpo.selection import Scores, masked_mean
+
+SCORED_ROWS = 256  # candidates in one scoring pass
+EVALUATED_QUESTIONS = 64  # held-out questions in one sampling pass
+
+
+@dataclass(frozen=True)
+class LabSettings:
+    """What all variants of a study share.
+
+    `questions` and `group_size` are B and K. Evaluation is pass@1 at temperature 1 on the held-out questions: `eval_samples`
+    each at the start and every `eval_every` steps, `final_samples` each at the end.
+    """
+
+    steps: int = 150
+    questions: int = 16
+    group_size: int = 8
+    mini_batches: int = 2
+    learning_rate: float = 1e-4
+    entropy_coeff: float = 0.001
+    grad_clip: float = 1.0
+    eval_every: int = 10
+    eval_samples: int = 2
+    final_samples: int = 8
+    train_questions: int = 512
+    heldout_questions: int = 256
+
+    def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            if value < 0 or (value == 0 and name not in ("entropy_coeff", "steps")):
+                raise ValueError(f"lab.{name} must be positive; got {value}.")
+        if self.questions % self.mini_batches:
+            raise ValueError(f"lab.mini_batches ({self.mini_batches}) must divide lab.questions ({self.questions}).")
+
+    @property
+    def splits(self) -> Splits:
+        return Splits(self.train_questions, self.heldout_questions)
+
+
+@dataclass
+class Costs:
+    """What a run has spent so far. Tokens are positions of responses: sampled, updated on, and scored for selection."""
+
+    fresh_rollouts: int = 0
+    sampled_tokens: int = 0
+    updated_tokens: int = 0
+    scored_tokens: int = 0
+    seconds: float = 0.0
+
+
+class Lab:
+    """A run of one variant: `config` decides everything but the model, the task and the settings.
+
+    `seed` decides the order of questions and every sampled token; `config.seed` is replaced by it beforehand (see `grid`).
+    """
+
+    def __init__(
+        self, config: ExGRPOConfig, settings: LabSettings, task: Family, model: TinyTransformer, seed: int
+    ) -> None:
+        self.config, self.settings, self.task, self.model = config, settings, task, model
+        self.vocabulary = Vocabulary(task.pieces)
+        train, self.heldout = make_splits(task, settings.splits)
+        self.train = {task.prompt(question): question for question in train}
+        self.prompts = {text: self.vocabulary.encode(text) for text in self.train}
+        self.stream = Stream(list(self.train), np.random.default_rng(seed))
+        self.generator = torch.Generator().manual_seed(seed)
+        self.optimizer = torch.optim.AdamW(model.parameters(), lr=settings.learning_rate, weight_decay=0.01)
+        self.mode = make_mode(config, settings.group_size)
+        self.costs = Costs()
+
+    def step(self, step: int) -> dict[str, float]:
+        """Train one step; returns its metrics."""
+        begun = time.process_time()
+        slots = self.mode.slots(self.stream, self.settings.questions)
+        groups = self.roll_out(slots)
+        pass_rate = float(np.mean([row.reward for rows in groups for row in rows]))
+        self.mode.inject(groups, slots, self.score, step)
+        self.write_behaviour([row for rows in groups for row in rows])
+        write_advantages(groups)
+        self.mode.arrange(groups, step)
+        metrics = self.update([row for rows in groups for row in rows])
+        self.mode.finish(groups, step, pass_rate)
+        self.costs.seconds += time.process_time() - begun
+        return {"batch/pass_rate": pass_rate} | metrics | self.mode.metrics(step)
+
+    def roll_out(self, slots: Sequence[Slot]) -> list[list[Row]]:
+        """Fresh rollouts of every slot, graded, one group a slot."""
+        prompts = [self.prompts[slot.question] for slot in slots]
+        counts = [slot.rollouts for slot in slots]
+        responses = iter(sample(self.model, self._columns(prompts), counts, self.generator))
+        groups = []
+        for slot, prompt in zip(slots, prompts, strict=True):
+            texts = [next(responses) for _ in range(slot.rollouts)]
+            groups.append([Row(slot.question, prompt, ids, self.reward(slot.question, ids)) for ids in texts])
+            self.costs.sampled_tokens += sum(map(len, texts))
+            self.costs.fresh_rollouts += slot.rollouts
+        return groups
+
+    def reward(self, question: str, response: Sequence[int]) -> float:
+        return float(self.task.grade(self.train[question], self.vocabulary.decode(response)))
+
+    @torch.no_grad()
+    def score(self, candidates: list[tuple[str, np.ndarray]]) -> Scores:
+        """Mean token entropy and negative log-likelihood of stored responses under the current policy (section 4.1)."""
+        parts = []
+        for i in range(0, len(candidates), SCORED_ROWS):
+            chunk = candidates[i : i + SCORED_ROWS]
+            responses = response_ids([ids for _, ids in chunk])
+            log_probs, entropy = response_scores(
+                self.model, self._columns([self.prompts[q] for q, _ in chunk]), responses
+            )
+            mask = torch.arange(responses.shape[1]) < torch.tensor([[len(ids)] for _, ids in chunk])
+            parts.append((masked_mean(entropy, mask).numpy(), -masked_mean(log_probs, mask).numpy()))
+        self.costs.scored_tokens += sum(len(ids) for _, ids in candidates)
+        return Scores(*(np.concatenate(values) for values in zip(*parts, strict=True)))
+
+    @torch.no_grad()
+    def write_behaviour(self, rows: list[Row]) -> None:
+        """Log-probs of pi_old by the training model, on every row that does not bring those of its own past policy."""
+        fresh = [row for row in rows if row.behaviour is None]
+        responses = response_ids([row.response for row in fresh])
+        log_probs, _ = response_scores(self.model, self._columns([row.prompt for row in fresh]), responses)
+        for row, values in zip(fresh, log_probs.numpy(), strict=True):
+            row.behaviour = values[: len(row.response)].copy()
+
+    def update(self, rows: list[Row]) -> dict[str, float]:
+        """One optimizer step a mini-batch, the mini-batches being consecutive stretches of whole groups."""
+        size = len(rows) // self.settings.mini_batches
+        found = [self._mini_batch(rows[i : i + size]) for i in range(0, len(rows), size)]
+        self.costs.updated_tokens += sum(len(row.response) for row in rows if row.in_update)
+        return {f"actor/{name}": float(np.mean([metrics[name] for metrics in found])) for name in found[0]}
+
+    def _mini_batch(self, rows: list[Row]) -> dict[str, float]:
+        settings, mode = self.settings, self.mode
+        objective = Objective(
+            mode.loss, ClipRange(), settings.entropy_coeff, len(rows), self.task.response_tokens, mode.active
+        )
+        # A row out of the update is left out of the forward pass as well; `objective.sequences` still counts it.
+        kept = [row for row in rows if row.in_update]
+        terms = {"pg_loss": 0.0, "entropy_loss": 0.0}
+        self.optimizer.zero_grad(set_to_none=False)  # without a row left the optimizer still steps, as verl's does
+        if kept:
+            data = tensors_of(kept, self.model.shape.prompt)
+            loss, terms = batch_loss(*response_scores(self.model, data.prompts, data.responses), data, objective)
+            loss.backward()
+        return terms | self._optimizer_step()
+
+    def _optimizer_step(self) -> dict[str, float]:
+        """Clip and step, unless the gradient is beyond `runtime.max_grad_norm`."""
+        norm = float(torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.settings.grad_clip))
+        bound = self.config.runtime.max_grad_norm
+        skipped = not np.isfinite(norm) or (bound is not None and norm > bound)
+        if not skipped:
+            self.optimizer.step()
+        return {"grad_norm": norm, "skipped_updates": float(skipped)}
+
+    def evaluate(self, samples: int, seed: int = 0) -> float:
+        """Pass@1 on the held-out questions from a generator of its own: evaluating changes nothing in the run."""
+        generator, solved = torch.Generator().manual_seed(seed), []
+        for i in range(0, len(self.heldout), EVALUATED_QUESTIONS):
+            questions = self.heldout[i : i + EVALUATED_QUESTIONS]
+            prompts = [self.vocabulary.encode(self.task.prompt(question)) for question in questions]
+            responses = sample(self.model, self._columns(prompts), [samples] * len(prompts), generator)
+            texts = [self.vocabulary.decode(response) for response in responses]
+            solved += [self.task.grade(questions[j // samples], text) for j, text in enumerate(texts)]
+        return float(np.mean(solved))
+
+    def _columns(self, prompts: Sequence[Sequence[int]]) -> torch.Tensor:
+        return prompt_ids(prompts, self.model.shape.prompt)
+
+
+def write_advantages(groups: list[list[Row]]) -> None:
+    """Dr.GRPO advantages over the mixed groups (Eq. 2)."""
+    rows = [row for group in groups for row in group]
+    owners = np.array([i for i, group in enumerate(groups) for _ in group])
+    advantages = group_advantages(torch.tensor([row.reward for row in rows]), owners)
+    for row, advantage in zip(rows, advantages.tolist(), strict=True):
+        row.advantage = advantage
