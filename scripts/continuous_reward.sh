@@ -10,4 +10,5 @@ source "$(dirname "${BASH_SOURCE[0]}")/launch.sh"
 rewards=()
 [ -n "${TINY:-}" ] && rewards=(reward.custom_reward_function.path=scripts/tiny_reward.py)
 [ -n "${REWARD_MODEL:-}" ] && rewards=("reward.reward_model.model_path=$REWARD_MODEL")
+HARDWARE=${HARDWARE:-gpu_4}
 launch backbone=qwen2.5-7b method=continuous "${rewards[@]}" -- "$@"

@@ -7,7 +7,7 @@
 # Environment:
 #   RUN          run folder (outputs/<script>). The same command with the same RUN resumes from its newest checkpoint.
 #   MODEL, TOKENIZER, TRAIN, VAL   model and tokenizer (folder or hub id), training and validation parquet
-#   NNODES, GPUS   nodes and GPUs a node        HARDWARE   preset: gpu (8 x 80 GB), gpu_40gb, gpu_few (1 or 2), cpu
+#   NNODES, GPUS   nodes and GPUs a node        HARDWARE   preset: gpu (8 x 80 GB), gpu_4, gpu_few (1 or 2), gpu_40gb
 #   LOGGER       console (default), wandb, tensorboard or both; metrics.jsonl is always written
 #   PYTHON       interpreter (.venv/bin/python, else python)
 #   TINY=1       two steps of the same experiment with the toy model on CPU: a minute or two, 6 GB

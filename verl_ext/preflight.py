@@ -1,17 +1,24 @@
-"""Refusals before anything expensive starts: each is one sentence that names the key and the remedy."""
+"""Refusals before anything expensive starts: each is one sentence that names the key and the remedy.
 
-from collections.abc import Iterable, Iterator
+`check` is for a run: it raises on the first error and logs warnings. `inspect_run` yields everything, for `exgrpo check`.
+"""
 
-import pyarrow as pa
-import pyarrow.parquet as pq
+import logging
+from collections.abc import Iterator
+
 from omegaconf import DictConfig, OmegaConf
 
 from recipe.exgrpo.config import ExGRPOConfig
-from verl_ext.questions import REQUIRED_COLUMNS, index_questions
+from verl_ext.preflight_data import data_findings
+from verl_ext.preflight_disk import disk_findings
+from verl_ext.preflight_memory import memory_findings, world_size
+from verl_ext.preflight_model import longest_sequence, model_findings
+from verl_ext.preflight_report import ERROR, NOTE, Finding, PreflightError, error
+from verl_ext.preflight_tokenizer import tokenizer_findings
 
+__all__ = ["PreflightError", "check", "config_problems", "inspect_run"]
 
-class PreflightError(ValueError):
-    """The run cannot work as configured; the message says which key and what to do."""
+logger = logging.getLogger(__name__)
 
 
 def _select(config: DictConfig, key: str, default=None):
@@ -37,6 +44,44 @@ def _batch_problem(config: DictConfig) -> str | None:
             "verl would pad every step with empty rows."
         )
     return None
+
+
+def _parallel_problems(config: DictConfig) -> Iterator[str]:
+    """Mini-batches must divide over the data-parallel ranks, replicas over the GPUs."""
+    actor, rollout = config.actor_rollout_ref.actor, config.actor_rollout_ref.rollout
+    gpus, tp, sp = world_size(config), rollout.tensor_model_parallel_size, actor.ulysses_sequence_parallel_size
+    if gpus % tp:
+        yield (
+            f"actor_rollout_ref.rollout.tensor_model_parallel_size ({tp}) must divide the {gpus} GPUs "
+            "(trainer.nnodes x trainer.n_gpus_per_node); lower it or change the GPUs."
+        )
+    if gpus % sp:
+        yield f"actor_rollout_ref.actor.ulysses_sequence_parallel_size ({sp}) must divide the {gpus} GPUs; lower it."
+    elif actor.ppo_mini_batch_size * rollout.n % (gpus // sp):
+        yield (
+            f"actor_rollout_ref.actor.ppo_mini_batch_size x actor_rollout_ref.rollout.n ({actor.ppo_mini_batch_size} x "
+            f"{rollout.n}) must be a multiple of the data-parallel size ({gpus // sp}); change it or the number of GPUs."
+        )
+
+
+def _budget_problems(config: DictConfig) -> Iterator[str]:
+    """With dynamic batches verl stops at a sequence longer than the token budget, hours into a run."""
+    actor, rollout = config.actor_rollout_ref.actor, config.actor_rollout_ref.rollout
+    longest = longest_sequence(config)
+    budgets = (
+        ("actor.ppo_max_token_len_per_gpu", actor.use_dynamic_bsz, actor.ppo_max_token_len_per_gpu),
+        (
+            "rollout.log_prob_max_token_len_per_gpu",
+            rollout.log_prob_use_dynamic_bsz,
+            rollout.log_prob_max_token_len_per_gpu,
+        ),
+    )
+    for key, dynamic, tokens in budgets:
+        if dynamic and tokens * actor.ulysses_sequence_parallel_size < longest:
+            yield (
+                f"actor_rollout_ref.{key} ({tokens}) is below the longest sequence ({longest}: data.max_prompt_length + "
+                "data.max_response_length); raise it or shorten the responses."
+            )
 
 
 def config_problems(config: DictConfig) -> Iterator[str]:
@@ -68,62 +113,40 @@ def config_problems(config: DictConfig) -> Iterator[str]:
     tools = ("actor_rollout_ref.rollout.multi_turn.enable", "data.tool_config_path", "data.function_tool_path")
     yield from (f"{key} is set; ExGRPO replays single-turn text only." for key in tools if _select(config, key))
     yield from filter(None, (_norm_problem(config), _batch_problem(config)))
+    yield from _parallel_problems(config)
+    yield from _budget_problems(config)
 
 
-def schema_problems(path: str, schema: pa.Schema, media_keys: Iterable[str]) -> Iterator[str]:
-    """One sentence for each missing or unsupported column of a parquet file."""
-    missing = [name for name in REQUIRED_COLUMNS if name not in schema.names]
-    if missing:
-        yield f"{path}: column {missing[0]!r} is missing; verl's schema has {', '.join(REQUIRED_COLUMNS)}."
-    for name in media_keys:
-        if name in schema.names:
-            yield f"{path}: column {name!r} holds multimodal data; ExGRPO replays single-turn text only."
-    if "extra_info" in schema.names and pa.types.is_struct(schema.field("extra_info").type):
-        nested = [field.name for field in schema.field("extra_info").type]
-        if "tools_kwargs" in nested:
-            yield f"{path}: extra_info.tools_kwargs asks for tools; ExGRPO replays single-turn text only."
-
-
-def check_data(config: DictConfig) -> None:
-    """Check the schema of every training and validation parquet, and that training question ids are unique."""
-    media = [config.data.get(key) for key in ("image_key", "video_key", "audio_key")]
-    for split in ("train_files", "val_files"):
-        for path in _paths(config, split):
-            for problem in schema_problems(path, _schema(f"data.{split}", path), [name for name in media if name]):
-                raise PreflightError(f"data.{split}: {problem}")
+def settings_of(config: DictConfig) -> ExGRPOConfig:
+    """The validated `exgrpo` node; raises PreflightError naming the key."""
     try:
-        index_questions(_extra_infos(_paths(config, "train_files")))
-    except ValueError as error:
-        raise PreflightError(str(error)) from error
+        return ExGRPOConfig.from_mapping(OmegaConf.to_container(config.exgrpo, resolve=True))
+    except ValueError as problem:
+        raise PreflightError(str(problem)) from problem
 
 
-def _paths(config: DictConfig, split: str) -> list[str]:
-    files = config.data[split]
-    if not files:
-        raise PreflightError(f"data.{split} is not set; name at least one parquet file.")
-    return [files] if isinstance(files, str) else list(files)
-
-
-def _schema(key: str, path: str) -> pa.Schema:
+def inspect_run(config: DictConfig) -> Iterator[Finding]:
+    """Everything found, cheapest first; what depends on readable data or sound settings comes only if they are."""
     try:
-        return pq.read_schema(path)
-    except (OSError, pa.ArrowInvalid) as error:
-        raise PreflightError(f"{key}: {path} cannot be read as parquet: {error}") from error
-
-
-def _extra_infos(paths: list[str]) -> Iterator[dict | None]:
-    for path in paths:
-        for batch in pq.ParquetFile(path).iter_batches(columns=["extra_info"]):
-            yield from batch.column(0).to_pylist()
+        settings_of(config)
+    except PreflightError as problem:
+        yield error(str(problem))
+        return
+    problems = [error(text) for text in config_problems(config)]
+    data = list(data_findings(config))
+    yield from (*problems, *data)
+    yield from model_findings(config)
+    if not any(finding.severity == ERROR for finding in data):
+        yield from tokenizer_findings(config)
+    yield from memory_findings(config)
+    yield from disk_findings(config)
 
 
 def check(config: DictConfig) -> ExGRPOConfig:
-    """Raise PreflightError on the first problem; returns the validated `exgrpo` settings."""
-    try:
-        settings = ExGRPOConfig.from_mapping(OmegaConf.to_container(config.exgrpo, resolve=True))
-    except ValueError as error:
-        raise PreflightError(str(error)) from error
-    for problem in config_problems(config):
-        raise PreflightError(problem)
-    check_data(config)
+    """Raise PreflightError on the first error, log the rest; returns the validated `exgrpo` settings."""
+    settings = settings_of(config)
+    for finding in inspect_run(config):
+        if finding.severity == ERROR:
+            raise PreflightError(finding.text)
+        logger.log(logging.INFO if finding.severity == NOTE else logging.WARNING, "%s", finding.text)
     return settings

@@ -9,7 +9,9 @@ import sys
 from collections.abc import Sequence
 
 COMMANDS = {
+    "check": ("recipe.exgrpo.commands.check", "say whether a run would start and fit, without a GPU"),
     "config": ("recipe.exgrpo.commands.config", "compare a run's settings with the paper's"),
+    "evaluate": ("recipe.exgrpo.evaluate", "sample a model on benchmarks, grade, and report beside the paper"),
     "inspect": ("recipe.exgrpo.commands.inspect", "look into, verify, compare, grade or export saved experience"),
     "lab": ("recipe.exgrpo.lab.command", "compare variants of the algorithm on tiny models, minutes on a CPU"),
 }

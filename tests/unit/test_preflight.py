@@ -31,7 +31,9 @@ def files(tmp_path_factory):
     train = [write(folder / f"train{i}.parquet", [row(3 * i + j) for j in range(3)]) for i in range(2)]
     # Validation is not replayed: ids may repeat there.
     val = write(folder / "val.parquet", [row(0), row(0)])
-    return [f"data.train_files=[{','.join(train)}]", f"data.val_files={val}"]
+    model = "actor_rollout_ref.model.path=Qwen/Qwen2.5-7B-Instruct"
+    # No checkpoints: this machine's free disk is not the subject here.
+    return [model, "trainer.save_freq=-1", f"data.train_files=[{','.join(train)}]", f"data.val_files={val}"]
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,417 @@
+"""`exgrpo check`: a bad example of every kind, and estimates against sums done by hand."""
+
+import json
+import shutil
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from omegaconf import OmegaConf
+
+from recipe.exgrpo.cli import main
+from recipe.exgrpo.composition import ROOT
+from recipe.exgrpo.composition import compose as compose_run
+from verl_ext.preflight import check, inspect_run
+from verl_ext.preflight_disk import disk_findings, remaining_saves
+from verl_ext.preflight_memory import GIB, buffer_bytes, cpu_bytes, estimate_gpu, memory_findings
+from verl_ext.preflight_model import KNOWN, model_shape, shape_of
+from verl_ext.preflight_report import ERROR, IMPOSSIBLE, NOTE, WARNING, PreflightError
+
+TOY = "data/toy/model"
+
+
+def row(i: int, **columns) -> dict:
+    return {
+        "data_source": "toy",
+        "prompt": [{"role": "user", "content": f"{i} + 1 = ?"}],
+        "ability": "math",
+        "reward_model": {"style": "rule", "ground_truth": str(i + 1)},
+        "extra_info": {"split": "train", "index": i, "question_id": f"id{i}"},
+    } | columns
+
+
+def write(path, rows, **manifest):
+    pq.write_table(pa.Table.from_pylist(rows), path)
+    if manifest:
+        path.with_suffix(".manifest.json").write_text(json.dumps(manifest))
+    return str(path)
+
+
+@pytest.fixture(scope="module")
+def good(tmp_path_factory):
+    """Overrides of a tiny run with which nothing is wrong."""
+    folder = tmp_path_factory.mktemp("good")
+    data = write(folder / "train.parquet", [row(i) for i in range(16)])
+    return [
+        "hardware=tiny",
+        f"data.train_files={data}",
+        f"data.val_files={data}",
+        f"actor_rollout_ref.model.path={ROOT / TOY}",
+        f"trainer.default_local_dir={folder / 'run'}",
+    ]
+
+
+@pytest.fixture(scope="module")
+def tiny(good):
+    """tiny(*overrides) -> that run with some values replaced."""
+    shipped = compose_run(good)
+    OmegaConf.set_struct(shipped, False)
+    return lambda *overrides: OmegaConf.merge(shipped, OmegaConf.from_dotlist(list(overrides)))
+
+
+@pytest.fixture(scope="module")
+def seven():
+    """seven(*overrides) -> the 7B run on 8 x 80 GB."""
+    shipped = compose_run(["backbone=qwen2.5-math-7b"])
+    OmegaConf.set_struct(shipped, False)
+    return lambda *overrides: OmegaConf.merge(shipped, OmegaConf.from_dotlist(list(overrides)))
+
+
+def found(config, *severities) -> list[str]:
+    return [f.text for f in inspect_run(config) if f.severity in (severities or (ERROR, IMPOSSIBLE))]
+
+
+def only(texts: list[str]) -> str:
+    assert len(texts) == 1, texts
+    return texts[0]
+
+
+def test_a_good_run_has_no_error_and_no_warning(tiny):
+    assert found(tiny(), ERROR, IMPOSSIBLE, WARNING) == []
+    check(tiny())
+
+
+# ---- configuration
+
+
+@pytest.mark.parametrize(
+    ("overrides", "key", "remedy"),
+    [
+        (["exgrpo.rho=2"], "exgrpo.rho", "[0, 1]"),
+        (["exgrpo.rhoo=0.5"], "exgrpo.rhoo", "known keys"),
+        (["exgrpo.mask.band=harder"], "exgrpo.mask.band", "easy"),
+        (["data.train_batch_size=10"], "data.train_batch_size", "multiple"),
+        (
+            ["trainer.n_gpus_per_node=3", "actor_rollout_ref.rollout.n=8"],
+            "actor_rollout_ref.actor.ppo_mini_batch_size",
+            "data-parallel size (3)",
+        ),
+        (
+            ["actor_rollout_ref.rollout.tensor_model_parallel_size=2"],
+            "actor_rollout_ref.rollout.tensor_model_parallel_size",
+            "lower it",
+        ),
+        (["actor_rollout_ref.actor.ulysses_sequence_parallel_size=2"], "actor_rollout_ref.actor.ulysses", "lower it"),
+        (["actor_rollout_ref.actor.ppo_max_token_len_per_gpu=100"], "actor_rollout_ref.actor.ppo_max_token", "(112:"),
+        (
+            ["actor_rollout_ref.rollout.log_prob_max_token_len_per_gpu=111"],
+            "actor_rollout_ref.rollout.log_prob_max_token_len_per_gpu",
+            "raise it",
+        ),
+        (["actor_rollout_ref.actor.loss_scale_factor=1"], "actor_rollout_ref.actor.loss_scale_factor", "set it to"),
+        (["actor_rollout_ref.rollout.max_model_len=48"], "actor_rollout_ref.rollout.max_model_len", "raise it"),
+        (["actor_rollout_ref.rollout.max_model_len=513"], "actor_rollout_ref.model.path", "prepare_model.py"),
+    ],
+    ids=lambda value: value[0] if isinstance(value, list) else "",
+)
+def test_settings_that_cannot_work_are_errors(tiny, overrides, key, remedy):
+    text = only(found(tiny(*overrides)))
+    assert text.startswith(key)
+    assert remedy in text
+    assert "\n" not in text
+
+
+def test_settings_that_disagree_are_warnings(tiny):
+    shorter = found(tiny("actor_rollout_ref.rollout.max_model_len=100"), WARNING)
+    assert only(shorter).startswith("actor_rollout_ref.rollout.max_model_len (100) is below")
+    dtypes = found(tiny("actor_rollout_ref.rollout.dtype=bfloat16"), WARNING)
+    assert only(dtypes).startswith("actor_rollout_ref.rollout.dtype is bfloat16")
+    few = found(tiny("data.train_max_samples=4"), WARNING)
+    assert only(few).startswith("data.train_batch_size is 8 but data.train_files have 4 questions")
+
+
+# ---- data
+
+
+@pytest.mark.parametrize("split", ["train_files", "val_files"])
+def test_rows_that_ask_for_a_tool_agent_are_refused(tiny, tmp_path, split):
+    names = ["single_turn_agent", None, "tool_agent", "tool_agent"]
+    path = write(tmp_path / "x.parquet", [row(i, agent_name=name) for i, name in enumerate(names)])
+    text = only(found(tiny(f"data.{split}={path}", "data.train_batch_size=4")))
+    assert text.startswith(f"data.{split}: ")
+    assert "row 2 has agent_name 'tool_agent'" in text
+
+
+def test_rows_that_ask_for_the_single_turn_agent_pass(tiny, tmp_path):
+    path = write(tmp_path / "x.parquet", [row(i, agent_name="single_turn_agent") for i in range(8)])
+    assert found(tiny(f"data.train_files={path}")) == []
+
+
+def test_a_file_made_with_another_template_is_refused(tiny, tmp_path):
+    path = write(tmp_path / "x.parquet", [row(i) for i in range(8)], template="thought")
+    text = only(found(tiny(f"data.train_files={path}", "preset.template=plain")))
+    assert text.startswith("data.train_files: ")
+    assert "'thought'" in text
+    assert "--template plain" in text
+    assert found(tiny(f"data.train_files={path}")) == [], "without a preset there is nothing to compare with"
+
+
+def test_everything_wrong_is_listed_at_once(tiny, tmp_path):
+    path = write(tmp_path / "x.parquet", [row(0), row(0)])
+    texts = found(tiny(f"data.train_files={path}", "data.val_files=/nowhere.parquet", "data.train_batch_size=10"))
+    assert [text.split()[0] for text in texts] == ["data.train_batch_size", "data.val_files:", "data.train_files:"]
+
+
+# ---- model and tokenizer
+
+
+@pytest.fixture
+def model(tmp_path):
+    """model(**changes to config.json) -> a copy of the toy model's folder."""
+
+    def make(**changes):
+        folder = tmp_path / "model"
+        shutil.copytree(ROOT / TOY, folder)
+        config = json.loads((folder / "config.json").read_text())
+        (folder / "config.json").write_text(json.dumps(config | changes))
+        return folder
+
+    return make
+
+
+def test_a_model_folder_that_is_not_there_is_an_error(tiny):
+    text = only(found(tiny("actor_rollout_ref.model.path=outputs/models/nowhere")))
+    assert text.startswith("actor_rollout_ref.model.path: the folder outputs/models/nowhere does not exist")
+
+
+@pytest.mark.parametrize("missing", ["config.json", "model.safetensors"])
+def test_an_incomplete_model_folder_is_an_error(tiny, model, missing):
+    folder = model()
+    (folder / missing).unlink()
+    texts = found(tiny(f"actor_rollout_ref.model.path={folder}"))
+    assert any(text.startswith("actor_rollout_ref.model.path") and "has no" in text for text in texts)
+
+
+def test_a_window_that_is_too_small_is_an_error(tiny, model):
+    text = only(found(tiny(f"actor_rollout_ref.model.path={model(max_position_embeddings=64)}")))
+    assert "the model has 64 positions" in text
+    assert "ask for 128" in text
+
+
+def test_a_tokenizer_larger_than_the_embedding_is_an_error(tiny, model):
+    text = only(found(tiny(f"actor_rollout_ref.model.path={model(vocab_size=200)}")))
+    assert "the tokenizer has 290 tokens, the model embeds 200" in text
+
+
+def test_heads_that_tensor_parallelism_does_not_divide_are_an_error(seven):
+    gpus = "trainer.n_gpus_per_node=6"
+    tp = "actor_rollout_ref.rollout.tensor_model_parallel_size=3"
+    assert any("28 attention heads" in text for text in found(seven(tp, gpus)))
+
+
+def test_a_template_without_its_opening_is_an_error(tiny):
+    text = only(found(tiny("preset.template=thought")))
+    assert text.startswith("actor_rollout_ref.model.path: template 'thought' opens the answer with '<think>\\n'")
+    assert "data/prepare_tokenizer.py" in text
+
+
+def test_a_chat_format_around_a_plain_prompt_is_an_error(tiny):
+    assert "adds a chat format" in only(found(tiny("preset.template=llama_base")))
+
+
+def test_a_tokenizer_without_a_chat_template_is_an_error(tiny, model):
+    folder = model()
+    (folder / "chat_template.jinja").unlink()
+    assert "has no chat template" in only(found(tiny(f"actor_rollout_ref.model.path={folder}")))
+
+
+def test_a_tokenizer_folder_that_was_never_made_is_an_error(tiny):
+    text = only(found(tiny("actor_rollout_ref.model.tokenizer_path=outputs/tokenizers/nowhere")))
+    assert text.startswith(
+        "actor_rollout_ref.model.tokenizer_path: the folder outputs/tokenizers/nowhere does not exist"
+    )
+
+
+def test_long_prompts_are_a_warning_unless_none_is_left(tiny, tmp_path):
+    long = [{"role": "user", "content": "1 + " * 60 + "1 = ?"}]
+    some = write(tmp_path / "some.parquet", [row(i) for i in range(8)] + [row(9, prompt=long)])
+    every = write(tmp_path / "every.parquet", [row(i, prompt=long) for i in range(8)])
+    config = tiny(f"data.train_files={some}")
+    assert found(config) == []
+    assert "1 of the first 9 prompts are longer" in only(found(config, WARNING))
+    assert "data.filter_overlong_prompts" in only(
+        found(tiny(f"data.train_files={some}", "data.filter_overlong_prompts=false"))
+    )
+    assert only(found(tiny(f"data.train_files={every}"))).startswith(
+        "data.max_prompt_length is 48 and 8 of the first 8"
+    )
+
+
+# ---- estimates, against sums done by hand
+
+
+def test_parameters_of_known_models():
+    """Published counts."""
+    assert shape_of(KNOWN["Qwen/Qwen2.5-7B"]).parameters == 7_615_616_512
+    assert shape_of(KNOWN["meta-llama/Llama-3.1-8B"]).parameters == 8_030_261_248
+    assert shape_of(KNOWN["Qwen/Qwen2.5-Math-1.5B"]).parameters == 1_543_714_304
+
+
+def test_parameters_of_the_toy_model_are_those_in_its_file():
+    from safetensors import safe_open
+
+    with safe_open(ROOT / TOY / "model.safetensors", "numpy") as file:
+        stored = sum(file.get_tensor(name).size for name in file.keys())  # noqa: SIM118 (not a dict)
+    assert model_shape(str(ROOT / TOY)).parameters == stored
+
+
+def test_gpu_estimate_of_the_7b_run(seven):
+    p, t = 7_615_616_512, 32768
+    estimate = estimate_gpu(seven(), shape_of(KNOWN["Qwen/Qwen2.5-7B"]), 80 * GIB)
+    activations = t * 3584 * 28 * 2 + t * (8 * 3584 + 4 * 18944) * 2 + 4 * t * 152064 * 2
+    assert estimate.update == pytest.approx(2 * p + 2 * 2 * 152064 * 3584 + activations + 2 * GIB)
+    assert estimate.update / GIB == pytest.approx(67.8, abs=0.1)
+    assert estimate.rollout / GIB == pytest.approx(64 + 12 * p / 8 / GIB + 2)
+    # 2 (key and value) x 28 layers x 4 heads x 128 x 2 bytes, over 2 GPUs
+    assert estimate.kv_tokens == int((64 * GIB - p - 2 * GIB) / 28672)
+
+
+def test_offload_moves_weights_and_moments_to_the_host(seven):
+    shape, card = shape_of(KNOWN["Qwen/Qwen2.5-7B"]), 80 * GIB
+    fsdp = "actor_rollout_ref.actor.fsdp_config"
+    plain = estimate_gpu(seven(), shape, card)
+    moments = estimate_gpu(seven(f"{fsdp}.optimizer_offload=true"), shape, card)
+    policy = estimate_gpu(seven(f"{fsdp}.offload_policy=true"), shape, card)
+    assert plain.rollout - moments.rollout == shape.parameters
+    assert plain.update == moments.update, "verl loads the moments back for the update"
+    assert plain.update - policy.update == 2 * shape.parameters
+
+
+def test_the_buffer_of_the_published_run_is_the_published_size(seven):
+    assert buffer_bytes(seven()) == pytest.approx(1.77e9)
+    assert buffer_bytes(seven("exgrpo.buffer.max_bytes=1000000")) == 1_000_000
+    assert buffer_bytes(seven("exgrpo.enable=false")) == 0
+
+
+def test_what_cannot_fit_is_impossible_and_what_may_not_is_a_warning(seven):
+    def severities(*overrides):
+        return {f.severity for f in memory_findings(seven(*overrides))}
+
+    assert severities() == {NOTE}
+    assert severities("trainer.n_gpus_per_node=4") == {NOTE, WARNING}
+    assert severities("trainer.n_gpus_per_node=1") >= {IMPOSSIBLE}
+    assert severities("preset.gpu_memory_gib=24") >= {WARNING}
+    assert severities("preset.gpu_memory_gib=12") >= {IMPOSSIBLE}
+
+
+@pytest.mark.parametrize(
+    "target",
+    [
+        ["hardware=gpu_4"],
+        ["hardware=gpu_40gb"],
+        ["hardware=gpu_few"],
+        ["hardware=gpu_few", "trainer.n_gpus_per_node=1"],
+        ["backbone=qwen2.5-math-1.5b"],
+        ["backbone=llama-3.1-8b"],
+    ],
+    ids=str,
+)
+def test_the_shipped_hardware_presets_fit_by_the_estimate(target):
+    backbone = [] if target[0].startswith("backbone") else ["backbone=qwen2.5-math-7b"]
+    config = compose_run([*backbone, *target])
+    if "1.5b" in target[0]:
+        config.actor_rollout_ref.model.path = "Qwen/Qwen2.5-Math-1.5B"  # its widened copy has the same shape
+    assert [f.text for f in memory_findings(config) if f.severity != NOTE] == []
+
+
+def test_an_unknown_model_is_said_to_be_unknown(seven):
+    texts = [f.text for f in memory_findings(seven("actor_rollout_ref.model.path=acme/model"))]
+    assert any(text.startswith("memory: unknown") for text in texts)
+
+
+def test_memory_of_a_cpu_run(tiny):
+    shape, config = model_shape(str(ROOT / TOY)), tiny()
+    p, t = shape.parameters, 2048
+    activations = t * (8 * 128 + 4 * 256) * 4 * 2 + 4 * t * 290 * 4
+    assert cpu_bytes(config, shape) == pytest.approx(6 * GIB + 20 * p + activations + GIB + buffer_bytes(config))
+    assert [f.severity for f in memory_findings(config, ram=4 * GIB)] == [NOTE, WARNING]
+    assert [f.severity for f in memory_findings(config, ram=2**20)] == [NOTE, IMPOSSIBLE]
+
+
+# ---- disk
+
+
+def test_checkpoints_that_will_lie_side_by_side(seven, tmp_path):
+    assert remaining_saves(seven(), tmp_path) == 14
+    assert remaining_saves(seven("trainer.total_training_steps=701"), tmp_path) == 15
+    assert remaining_saves(seven("trainer.max_actor_ckpt_to_keep=2"), tmp_path) == 3
+    assert remaining_saves(seven("trainer.save_freq=-1"), tmp_path) == 0
+    for step in (50, 100):
+        (tmp_path / f"global_step_{step}").mkdir()
+    assert remaining_saves(seven(), tmp_path) == 12
+
+
+def test_disk_for_one_checkpoint_is_needed_and_for_all_is_advised(seven, tmp_path):
+    config = seven(f"trainer.default_local_dir={tmp_path}/run", "exgrpo.enable=false")
+    one = 12 * 7_615_616_512
+    severities = {free: [f.severity for f in disk_findings(config, free)] for free in (one - 1, one, 14 * one)}
+    assert severities == {one - 1: [ERROR], one: [WARNING], 14 * one: [NOTE]}
+
+
+def test_a_run_folder_that_cannot_be_written_is_an_error(tiny, tmp_path):
+    (tmp_path / "file").write_text("")
+    text = only(found(tiny(f"trainer.default_local_dir={tmp_path}/file/run")))
+    assert text.startswith("trainer.default_local_dir: ")
+
+
+# ---- the run itself and the command
+
+
+def test_a_run_refuses_errors_but_not_estimates(seven, good):
+    config = seven(*good[1:3], "trainer.n_gpus_per_node=1", "actor_rollout_ref.rollout.tensor_model_parallel_size=1")
+    config.trainer.save_freq = -1
+    assert found(config, IMPOSSIBLE)
+    check(config)
+    config.data.train_batch_size = 100
+    with pytest.raises(PreflightError, match=r"data\.train_batch_size"):
+        check(config)
+
+
+@pytest.fixture
+def command(good, capsys):
+    def run(*arguments):
+        code = main(["check", "--no-verl", *good, *arguments])
+        return code, capsys.readouterr().out
+
+    return run
+
+
+def test_the_command_accepts_a_good_run(command):
+    code, printed = command()
+    assert code == 0
+    assert "nothing speaks against this run" in printed
+
+
+def test_the_command_names_key_and_remedy_and_exits_with_2(command):
+    code, printed = command("exgrpo.loss.beta=0")
+    assert code == 2
+    assert "exgrpo.loss.beta must be positive" in printed
+
+
+def test_the_command_refuses_a_typo(command):
+    code, printed = command("actor_rollout_ref.rollout.nn=4")
+    assert code == 2
+    assert "nn" in printed
+
+
+def test_the_command_takes_a_script_and_its_switches(good, capsys, monkeypatch):
+    monkeypatch.setenv("TINY", "1")
+    code = main(["check", "--no-verl", "scripts/ablations/rho_25.sh", *good[1:]])
+    assert (code, "nothing speaks against" in capsys.readouterr().out) == (0, True)
+
+
+@pytest.mark.slow
+def test_verls_own_validation_is_part_of_it(good, capsys):
+    """`use_dynamic_bsz=false` without micro-batch sizes is an error only verl knows of."""
+    assert main(["check", *good, "actor_rollout_ref.actor.use_dynamic_bsz=false"]) == 2
+    assert "verl's validate_config" in capsys.readouterr().out

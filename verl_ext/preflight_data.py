@@ -1,0 +1,126 @@
+"""Checks of the parquet files: schema, question ids, agent names, prompt template."""
+
+import json
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from omegaconf import DictConfig
+
+from verl_ext.preflight_report import Finding, PreflightError, error, warning
+from verl_ext.questions import REQUIRED_COLUMNS, index_questions
+
+SPLITS = ("train_files", "val_files")
+SINGLE_TURN_AGENTS = ("single_turn_agent", "exgrpo_seeded_single_turn")
+
+
+def paths_of(config: DictConfig, split: str) -> list[str]:
+    """Parquet files of `data.train_files` or `data.val_files`; raises PreflightError if there is none."""
+    files = config.data[split]
+    if not files:
+        raise PreflightError(f"data.{split} is not set; name at least one parquet file.")
+    return [files] if isinstance(files, str) else list(files)
+
+
+def data_findings(config: DictConfig) -> Iterator[Finding]:
+    """Everything wrong with the files of both splits; ids are checked when the training files can be read."""
+    readable = True
+    for split in SPLITS:
+        try:
+            paths = paths_of(config, split)
+        except PreflightError as problem:
+            readable = False
+            yield error(str(problem))
+            continue
+        for path in paths:
+            found = list(_file_findings(config, split, path))
+            yield from found
+            readable = readable and (split == "val_files" or not found)
+    if readable:
+        yield from _question_findings(config)
+
+
+def schema_problems(path: str, schema: pa.Schema, media_keys: Iterable[str]) -> Iterator[str]:
+    """One sentence for each missing or unsupported column of a parquet file."""
+    missing = [name for name in REQUIRED_COLUMNS if name not in schema.names]
+    if missing:
+        yield f"{path}: column {missing[0]!r} is missing; verl's schema has {', '.join(REQUIRED_COLUMNS)}."
+    for name in media_keys:
+        if name in schema.names:
+            yield f"{path}: column {name!r} holds multimodal data; ExGRPO replays single-turn text only."
+    if "extra_info" in schema.names and pa.types.is_struct(schema.field("extra_info").type):
+        nested = [field.name for field in schema.field("extra_info").type]
+        if "tools_kwargs" in nested:
+            yield f"{path}: extra_info.tools_kwargs asks for tools; ExGRPO replays single-turn text only."
+
+
+def manifest_of(path: str) -> dict | None:
+    """The manifest that data/prepare_*.py writes beside a parquet file; None if there is none that can be read."""
+    try:
+        return json.loads(Path(path).with_suffix(".manifest.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+
+
+def column(path: str, name: str) -> Iterator:
+    """Values of one column, read in batches."""
+    for batch in pq.ParquetFile(path).iter_batches(columns=[name]):
+        yield from batch.column(0).to_pylist()
+
+
+def _file_findings(config: DictConfig, split: str, path: str) -> Iterator[Finding]:
+    key = f"data.{split}"
+    try:
+        schema = pq.read_schema(path)
+    except (OSError, pa.ArrowInvalid) as problem:
+        yield error(f"{key}: {path} cannot be read as parquet: {problem}{_how_to_make(config, path)}")
+        return
+    media = [config.data.get(name) for name in ("image_key", "video_key", "audio_key")]
+    yield from (error(f"{key}: {text}") for text in schema_problems(path, schema, filter(None, media)))
+    if "agent_name" in schema.names:
+        yield from _agent_findings(key, path)
+    yield from _template_findings(config, key, path)
+
+
+def _how_to_make(config: DictConfig, path: str) -> str:
+    template = config.get("preset", {}).get("template")
+    if Path(path).exists() or template is None:
+        return ""
+    return f"; data/prepare_train.py and data/prepare_eval.py with --template {template} write it (docs/reproduce.md)."
+
+
+def _agent_findings(key: str, path: str) -> Iterator[Finding]:
+    """verl lets a row choose its agent loop; one with tools or several turns cannot be replayed."""
+    for row, name in enumerate(column(path, "agent_name")):
+        if name is not None and name not in SINGLE_TURN_AGENTS:
+            yield error(
+                f"{key}: {path}: row {row} has agent_name {name!r}; ExGRPO replays single-turn text only, drop the column "
+                f"or write {SINGLE_TURN_AGENTS[0]!r}."
+            )
+            return
+
+
+def _template_findings(config: DictConfig, key: str, path: str) -> Iterator[Finding]:
+    wanted, made = config.get("preset", {}).get("template"), (manifest_of(path) or {}).get("template")
+    if wanted and made and wanted != made:
+        yield error(
+            f"{key}: {path} was made with template {made!r}, this run wants {wanted!r} (preset.template); make it again with "
+            f"--template {wanted}, or set preset.template={made} if you mean it."
+        )
+
+
+def _question_findings(config: DictConfig) -> Iterator[Finding]:
+    infos = (info for path in paths_of(config, "train_files") for info in column(path, "extra_info"))
+    try:
+        questions = len(index_questions(infos))
+    except ValueError as problem:
+        yield error(str(problem))
+        return
+    limit = config.data.get("train_max_samples", -1)
+    questions = min(questions, limit) if limit and limit > 0 else questions
+    if questions < config.data.train_batch_size:
+        yield warning(
+            f"data.train_batch_size is {config.data.train_batch_size} but data.train_files have {questions} questions; "
+            "a question takes part once a step, so that steps will be smaller."
+        )
