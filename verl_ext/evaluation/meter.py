@@ -1,0 +1,58 @@
+"""The progress of generation: a bar with tokens a second and time left, or a line now and then where there is no terminal."""
+
+import time
+from types import TracebackType
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+LINE_S = 30.0  # between lines without a terminal
+PACE_S = 600.0  # over which the pace is taken for the time left: responses finish in bursts
+
+
+class Meter:
+    """Counts samples and tokens of this session.
+
+    Args:
+        done, total: samples that are there already, and all.
+    """
+
+    def __init__(self, console: Console, done: int, total: int):
+        columns = (TextColumn("generating"), BarColumn(), MofNCompleteColumn(), TextColumn("samples,"),
+                   TextColumn("{task.fields[pace]:,.0f} tokens/s, left"), TimeRemainingColumn())  # fmt: skip
+        self._bar = Progress(*columns, console=console, speed_estimate_period=PACE_S, disable=not console.is_terminal)
+        self._task = self._bar.add_task("", completed=done, total=total, pace=0.0)
+        self._console, self._done, self._total = console, done, total
+        self._start = self._line = time.monotonic()
+        self.samples = self.tokens = 0
+
+    @property
+    def seconds(self) -> float:
+        return time.monotonic() - self._start
+
+    @property
+    def tokens_per_second(self) -> float:
+        return self.tokens / max(self.seconds, 1e-9)
+
+    def advance(self, samples: int, tokens: int) -> None:
+        """Count what was just generated."""
+        self.samples, self.tokens = self.samples + samples, self.tokens + tokens
+        self._bar.update(self._task, advance=samples, pace=self.tokens_per_second)
+        if not self._console.is_terminal and time.monotonic() - self._line > LINE_S:
+            self._line = time.monotonic()
+            self._console.print(self.line(), highlight=False)
+
+    def line(self) -> str:
+        """Where generation stands, in one line."""
+        left = self.seconds / max(self.samples, 1) * (self._total - self._done - self.samples)
+        return (
+            f"generating: {self._done + self.samples:,} of {self._total:,} samples, "
+            f"{self.tokens_per_second:,.0f} tokens/s, about {left / 60:,.0f} min left"
+        )
+
+    def __enter__(self) -> "Meter":
+        self._bar.start()
+        return self
+
+    def __exit__(self, kind: type | None, value: BaseException | None, trace: TracebackType | None) -> None:
+        self._bar.stop()

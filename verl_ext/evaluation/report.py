@@ -1,0 +1,89 @@
+"""From generations to `results.json`: nothing in it depends on time, machine load or interruptions."""
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from verl_ext.evaluation.journal import replacing
+from verl_ext.evaluation.oat_like import oat_like_score
+from verl_ext.evaluation.paper import paper_results
+from verl_ext.evaluation.questions import Benchmark
+from verl_ext.evaluation.statistics import PASSED, summarise
+from verl_ext.evaluation.tables import markdown, result_tables, write_png
+from verl_ext.rewards import Grader
+
+EXAMPLES = 20  # responses listed of each benchmark on which two graders disagree
+
+
+def figures(benchmarks: Sequence[Benchmark], rows: Iterable[Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Benchmark -> figures, see `statistics.summarise`. `rows` are all generations, in order."""
+    kept: dict[str, list[dict]] = {benchmark.name: [] for benchmark in benchmarks}
+    for row in rows:
+        kept[row["benchmark"]].append({key: value for key, value in row.items() if key != "text"})
+    return {b.name: _figures(b, kept[b.name]) for b in benchmarks}
+
+
+def averages(benchmarks: Mapping[str, Mapping[str, Any]]) -> dict[str, float]:
+    """Mean over the benchmarks of each of the paper's groups of which all are there, as a fraction."""
+    groups = paper_results()["groups"].items()
+    return {g: fmean(benchmarks[n]["mean"] for n in names) for g, names in groups if set(names) <= benchmarks.keys()}
+
+
+def oat_like(
+    benchmarks: Sequence[Benchmark], rows: Iterable[Mapping[str, Any]], grader: Grader
+) -> dict[str, dict[str, Any]]:
+    """Benchmark -> mean under the other grader, and the responses that only one of the two accepts."""
+    golds = {(b.name, q.key): q.ground_truth for b in benchmarks for q in b.questions}
+
+    def grade(row: Mapping[str, Any]) -> tuple[dict, float]:
+        gold = golds[row["benchmark"], row["question"]]
+        about = {key: row[key] for key in ("benchmark", "question", "sample")}
+        about |= {"gold": gold, "extracted": row["score"]["extracted"], "training": row["score"]["score"]}
+        return about, oat_like_score(row["benchmark"], row["text"], gold, grader)
+
+    graded: dict[str, list[tuple[dict, float]]] = {b.name: [] for b in benchmarks}
+    with ThreadPoolExecutor(2 * grader.workers) as threads:
+        for about, score in threads.map(grade, rows):
+            graded[about.pop("benchmark")].append((about, score))
+    return {name: _difference(found) for name, found in graded.items()}
+
+
+def write(folder: Path, results: dict[str, Any]) -> list[Path]:
+    """Write results.json, results.md and results.png, each complete or not at all; returns their paths."""
+    tables = result_tables(results)
+    for name, text in (("results.json", json.dumps(results, indent=1) + "\n"), ("results.md", markdown(tables))):
+        with replacing(folder / name) as new:
+            new.write_text(text, encoding="utf-8")
+    write_png(tables, folder / "results.png")
+    return [folder / f"results.{kind}" for kind in ("json", "md", "png")]
+
+
+def _figures(benchmark: Benchmark, rows: list[dict]) -> dict[str, Any]:
+    scores: dict[str, list[float]] = {question.key: [] for question in benchmark.questions}
+    for row in rows:
+        scores[row["question"]].append(row["score"]["score"])
+    return summarise(
+        list(scores.values()),
+        [row["tokens"] for row in rows],
+        [row["finish_reason"] == "length" for row in rows],
+        available=benchmark.available,
+        format_kept=fmean(row["score"]["format_ok"] for row in rows),
+        grading_timeouts=sum(row["score"]["timeout"] > 0 for row in rows),
+        grading_errors=sum(row["score"]["error"] > 0 for row in rows),
+    )
+
+
+def _difference(graded: list[tuple[dict, float]]) -> dict[str, Any]:
+    """Every question has as many samples as the others, so the mean over responses is the mean over questions."""
+    differing = [
+        about | {"oat_like": score} for about, score in graded if (about["training"] > PASSED) != (score > PASSED)
+    ]
+    return {
+        "mean": fmean(score for _, score in graded),
+        "only_training": sum(about["training"] > PASSED for about in differing),
+        "only_oat_like": sum(about["oat_like"] > PASSED for about in differing),
+        "examples": differing[:EXAMPLES],
+    }
