@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from verl_ext.tensor_file import FileRecord, MissingState
+from verl_ext.tensor_file import CorruptState, FileRecord, ForeignState, MissingState, NewerState
 
 FORMAT = "exgrpo-experience"
 VERSION = 1
@@ -75,3 +75,26 @@ def encoded(manifest: dict) -> bytes:
     """The manifest as it stands in its file, its own SHA-256 included: equal bytes or it was altered."""
     digest = hashlib.sha256(json.dumps(manifest).encode()).hexdigest()
     return json.dumps(manifest | {"sha256": digest}, indent=1).encode() + b"\n"
+
+
+def load_manifest(path: Path, name: str, version: int) -> dict:
+    """The manifest of format `name` at `path`, without its own SHA-256.
+
+    Raises MissingState, CorruptState, ForeignState for another format, or NewerState for one later than `version`.
+    """
+    try:
+        raw = path.read_bytes()
+    except OSError as error:
+        raise MissingState(path, f"cannot be opened ({error.strerror}).") from error
+    try:
+        manifest = json.loads(raw)
+    except (ValueError, RecursionError) as error:
+        raise CorruptState(path, f"not readable as JSON ({error}).") from error
+    if not isinstance(manifest, dict) or manifest.get("format") != name:
+        raise ForeignState(path, f"not a manifest of format {name!r}.")
+    found = manifest.get("version")
+    if isinstance(found, int) and found > version:
+        raise NewerState(path, f"version {found} is newer than {version}, the latest known here.")
+    if manifest.pop("sha256", None) is None or encoded(manifest) != raw:
+        raise CorruptState(path, "its contents do not match its own SHA-256.")
+    return manifest

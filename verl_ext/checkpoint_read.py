@@ -1,6 +1,5 @@
 """Reading experience checkpoints: manifests, whole buffers, and what is wrong with damaged ones."""
 
-import json
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -18,8 +17,8 @@ from verl_ext.checkpoint_layout import (
     VERSION,
     SegmentFile,
     common,
-    encoded,
     existing_folder,
+    load_manifest,
     step_dirs,
     step_number,
 )
@@ -27,9 +26,6 @@ from verl_ext.tensor_file import (
     CorruptState,
     ExperienceStateError,
     FileRecord,
-    ForeignState,
-    MissingState,
-    NewerState,
     read_checked,
     read_tensors,
 )
@@ -40,21 +36,7 @@ READERS = 4  # threads that read and hash
 def read_manifest(folder: str | Path) -> dict:
     """The manifest of an experience folder; raises MissingState, ForeignState, NewerState or CorruptState."""
     path = Path(folder) / "manifest.json"
-    try:
-        raw = path.read_bytes()
-    except OSError as error:
-        raise MissingState(path, f"cannot be opened ({error.strerror}).") from error
-    try:
-        manifest = json.loads(raw)
-    except (ValueError, RecursionError) as error:
-        raise CorruptState(path, f"not readable as JSON ({error}).") from error
-    if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
-        raise ForeignState(path, f"not a manifest of format {FORMAT!r}.")
-    version = manifest.get("version")
-    if isinstance(version, int) and version > VERSION:
-        raise NewerState(path, f"version {version} is newer than {VERSION}, the latest known here.")
-    if manifest.pop("sha256", None) is None or encoded(manifest) != raw:
-        raise CorruptState(path, "its contents do not match its own SHA-256.")
+    manifest = load_manifest(path, FORMAT, VERSION)
     listed = manifest.get("files", {})
     if REQUIRED - manifest.keys() or {ROWS, QUESTIONS} - listed.keys() or not all(map(FILE_NAME.fullmatch, listed)):
         raise CorruptState(path, "an entry is missing, or names a file that does not belong there.")

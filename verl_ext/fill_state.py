@@ -3,21 +3,17 @@
 The pool is small (its entries live for `fill.max_age_steps` steps), so every save writes it whole.
 """
 
-import json
 import shutil
 from collections.abc import Collection
 from pathlib import Path
 
 from recipe.exgrpo.fill import FillManager
 from verl_ext.checkpoint import changed_keys
-from verl_ext.checkpoint_layout import NEW, encoded, existing_folder
+from verl_ext.checkpoint_layout import NEW, encoded, existing_folder, load_manifest
 from verl_ext.checkpoint_write import publish
 from verl_ext.tensor_file import (
     CorruptState,
     FileRecord,
-    ForeignState,
-    MissingState,
-    NewerState,
     UnsavedState,
     read_tensors,
     write_durably,
@@ -69,18 +65,4 @@ def load_fill(step_dir: Path, fill: FillManager, fingerprint: dict, allow: Colle
 
 def read_fill_manifest(path: Path) -> dict:
     """The manifest of fill mode at `path`; raises MissingState, CorruptState, ForeignState or NewerState."""
-    try:
-        raw = path.read_bytes()
-    except OSError as error:
-        raise MissingState(path, f"cannot be opened ({error.strerror}).") from error
-    try:
-        manifest = json.loads(raw)
-    except (ValueError, RecursionError) as error:
-        raise CorruptState(path, f"not readable as JSON ({error}).") from error
-    if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
-        raise ForeignState(path, f"not a manifest of format {FORMAT!r}; it was saved under another exgrpo.mode.")
-    if isinstance(manifest.get("version"), int) and manifest["version"] > VERSION:
-        raise NewerState(path, f"version {manifest['version']} is newer than {VERSION}, the latest known here.")
-    if manifest.pop("sha256", None) is None or encoded(manifest) != raw:
-        raise CorruptState(path, "its contents do not match its own SHA-256.")
-    return manifest
+    return load_manifest(path, FORMAT, VERSION)

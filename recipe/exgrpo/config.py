@@ -244,6 +244,10 @@ class ExGRPOConfig:
 
     def __post_init__(self) -> None:
         _one_of("exgrpo.mode", self.mode, MODES)
+        _require(
+            self.inject or self.mode == "replay",
+            f"exgrpo.inject=false is a control of exgrpo.mode=replay; exgrpo.mode is {self.mode}.",
+        )
         _require(0 <= self.rho <= 1, f"exgrpo.rho is a share of the batch and must be in [0, 1]; got {self.rho}.")
         for name in self.resume_allow:
             _one_of("exgrpo.resume_allow", name, FINGERPRINT)

@@ -225,6 +225,7 @@ def test_nonsense_is_refused_in_a_sentence_naming_the_key(path, value):
     "make",
     [
         lambda: ExGRPOConfig(rho=float("nan")),
+        lambda: ExGRPOConfig(mode="fill", inject=False),
         lambda: QuestionConfig(mu=float("nan")),
         lambda: QuestionConfig(sigma=float("nan")),
         lambda: TrajectoryConfig("none"),
