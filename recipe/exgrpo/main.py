@@ -15,6 +15,7 @@ from verl.trainer.main_ppo import TaskRunnerV1, run_ppo  # noqa: E402
 from verl.trainer.ppo.utils import need_critic, need_reference_policy  # noqa: E402
 from verl.utils.config import validate_config  # noqa: E402
 
+from recipe.exgrpo.run_record import record_start  # noqa: E402
 from verl_ext.preflight import PreflightError, check  # noqa: E402
 
 logger = logging.getLogger(__name__)
@@ -39,6 +40,7 @@ def main(config: DictConfig) -> None:
         logger.error("%s", error)
         sys.exit(2)
     validate_config(config=config, use_reference_policy=need_reference_policy(config), use_critic=need_critic(config))
+    logger.info("record of this start: %s", record_start(config))
     run_ppo(config, task_runner_class=ray.remote(ExGRPOTaskRunner))
 
 

@@ -12,13 +12,8 @@ from recipe.exgrpo.composition import CONFIG_DIR, ROOT, CompositionError, compos
 from recipe.exgrpo.config import ExGRPOConfig
 from recipe.exgrpo.paper_settings import differences, expected_settings, flatten, load_table
 
-FIXED = ("launch.sh", "setup_cpu.sh", "run_demo.sh", "ray_cluster.sh")
-CPU_ONLY = "run_exgrpo_*"
-SCRIPTS = sorted(
-    path
-    for path in (ROOT / "scripts").rglob("*.sh")
-    if path.name not in FIXED and not path.match(CPU_ONLY)
-)  # fmt: skip
+# The experiment scripts are those that source the common launcher.
+SCRIPTS = sorted(path for path in (ROOT / "scripts").rglob("*.sh") if 'launch.sh"\n' in path.read_text())
 TABLE = load_table()
 SWITCHES = (
     "MODEL",

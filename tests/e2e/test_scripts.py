@@ -1,0 +1,69 @@
+"""Every reproduction script, two steps with the toy model through its own `TINY=1` (the real stack on CPU)."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from omegaconf import OmegaConf
+
+from recipe.exgrpo.composition import ROOT
+from recipe.exgrpo.paper_settings import expected_settings, load_table
+
+LIMIT_S = 480
+SIZES = ("data.", "actor_rollout_ref.", "trainer.", "reward.", "preset.template", "exgrpo.start_threshold")
+# One script of each family runs in `make test` (the ablation is the ExGRPO run too); all of them in `make test-scripts`.
+FAMILIES = ("ablations/rho_25", "qwen2.5-math-1.5b_on_policy", "masked_grpo", "continuous_reward")
+NAMES = sorted(
+    str(path.relative_to(ROOT / "scripts").with_suffix(""))
+    for path in (ROOT / "scripts").rglob("*.sh")
+    if 'launch.sh"\n' in path.read_text()
+)
+CASES = [pytest.param(name, marks=pytest.mark.stack if name in FAMILIES else pytest.mark.scripts) for name in NAMES]
+
+
+def run_tiny(name: str, folder: Path, **switches: str) -> list[dict]:
+    """Run scripts/<name>.sh with TINY=1 into `folder`; returns the rows of its metrics."""
+    env = os.environ | {"TINY": "1", "RUN": str(folder), "PYTHON": sys.executable} | switches
+    process = subprocess.run(
+        ["bash", f"scripts/{name}.sh"],
+        cwd=ROOT,
+        env=env,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=LIMIT_S,
+    )
+    assert process.returncode == 0, process.stdout[-4000:]
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_two_steps_of_every_script(name, tmp_path):
+    rows = run_tiny(name, tmp_path / "run")
+    assert [row["step"] for row in rows] == [1, 2]
+    recorded = OmegaConf.load(tmp_path / "run" / "record" / "start-000" / "config.yaml")
+    for key, value in expected_settings(load_table(), recorded.preset).items():
+        if not key.startswith(SIZES):
+            assert OmegaConf.select(recorded, key) == value, key
+    expect_method(recorded, rows)
+
+
+def expect_method(config, rows: list[dict]) -> None:
+    """The two steps show the method: what was collected in the first and replayed in the second."""
+    first, second = rows
+    if not config.exgrpo.enable or config.exgrpo.mode == "masked":
+        assert first["experience/buffer_trajectories"] == second["experience/replayed_questions"] == 0
+        return
+    assert first["experience/added"] > 0
+    assert first["experience/planned_questions"] == 0
+    assert second["experience/planned_questions"] == min(
+        int(config.exgrpo.rho * config.data.train_batch_size), first["experience/buffer_questions"]
+    )
+    if not config.exgrpo.inject:
+        assert second["experience/planned_questions"] > 0
+        assert second["experience/replayed_questions"] == 0
+    if config.exgrpo.bookkeeping.outcome == "reward_spread":
+        assert second["experience/retired_questions"] == 0
