@@ -45,7 +45,8 @@ class Response:
     log_probs: np.ndarray
 
     def __post_init__(self) -> None:
-        ids, log_probs = np.asarray(self.token_ids, np.int32), np.asarray(self.log_probs, np.float32)
+        # Copies: a view would keep the whole batch that it was read from in memory for as long as the entry lives.
+        ids, log_probs = np.array(self.token_ids, np.int32), np.array(self.log_probs, np.float32)
         if ids.ndim != 1 or ids.shape != log_probs.shape or not len(ids):
             raise ValueError(
                 f"a response needs as many log-probs as ids, at least one; got {ids.shape}, {log_probs.shape}"
@@ -64,6 +65,9 @@ class Entry:
     responses: list[Response]
     birth_step: int = 0
     uses: int = 0
+
+    def __post_init__(self) -> None:
+        self.prompt_ids = np.array(self.prompt_ids, np.int32)
 
     @property
     def nbytes(self) -> int:

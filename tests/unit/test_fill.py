@@ -290,6 +290,16 @@ def test_a_response_needs_a_log_prob_for_every_id(ids, log_probs):
         Response(ids, log_probs)
 
 
+def test_an_entry_owns_its_arrays():
+    batch = np.zeros((1000, 1000), np.float32)
+    ids = np.arange(10**6, dtype=np.int32)
+    made = Entry("q", 1, ids[:3].astype(np.int64), [Response(ids[:5], batch[0, :5])])
+    assert all(
+        array.base is None for array in (made.prompt_ids, made.responses[0].token_ids, made.responses[0].log_probs)
+    )
+    assert made.nbytes == 4 * 3 + 8 * 5
+
+
 def test_groups_of_one_rollout_are_refused():
     with pytest.raises(ValueError, match=r"actor_rollout_ref\.rollout\.n"):
         FillManager(ExGRPOConfig(), 1)
