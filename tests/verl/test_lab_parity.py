@@ -12,10 +12,11 @@ from verl.utils import tensordict_utils as tu
 from verl.utils.dataset.rl_dataset import collate_fn
 from verl.workers.config import ActorConfig
 
-import verl_ext.collection
+import verl_ext.filling
 import verl_ext.trainer
 from recipe.exgrpo.config import ExGRPOConfig, LossConfig, MaskConfig
-from recipe.exgrpo.lab.modes import Masked, Replay, interleave
+from recipe.exgrpo.fill import FillManager
+from recipe.exgrpo.lab.modes import Fill, Masked, Replay, interleave
 from recipe.exgrpo.lab.questions import Stream
 from recipe.exgrpo.lab.rows import Objective, Row, batch_loss, tensors_of
 from recipe.exgrpo.lab.trainer import write_advantages
@@ -24,6 +25,7 @@ from recipe.exgrpo.replay import ReplayManager
 from recipe.exgrpo.selection import Scores
 from verl_ext.advantage import mixed_group_advantage
 from verl_ext.collection import collect
+from verl_ext.filling import fill_batch
 from verl_ext.injection import nested
 from verl_ext.loss import exgrpo_loss
 from verl_ext.masking import out_of_band
@@ -57,6 +59,12 @@ def score_of(ids) -> tuple[float, float]:
 def scores_of(many) -> Scores:
     entropy, nll = zip(*map(score_of, many), strict=True)
     return Scores(np.array(entropy), np.array(nll))
+
+
+def queue_row(ids, past) -> dict[str, torch.Tensor]:
+    """What TransferQueue holds of a rollout, as far as the adapters ask for it."""
+    tensors = {"responses": torch.tensor(ids), "old_log_probs": torch.tensor(past), "loss_mask": torch.ones(len(ids))}
+    return tensors | {"prompts": torch.tensor([1, 2])}
 
 
 class LabSide:
@@ -136,10 +144,7 @@ class VerlSide:
         for uid, count in counts.items():
             for session in range(count):
                 ids, past, rewards[f"{uid}_{session}_0"] = rollout(step, trainer.questions[uid], session)
-                self.rows[f"{uid}_{session}_0"] = {
-                    "prompts": torch.tensor([1, 2]), "responses": torch.tensor(ids),
-                    "loss_mask": torch.ones(len(ids)), "old_log_probs": torch.tensor(past),
-                }  # fmt: skip
+                self.rows[f"{uid}_{session}_0"] = queue_row(ids, past)
         batch = KVBatchMeta(partition_id="train", keys=list(rewards), tags=[{} for _ in rewards])
         trainer._inject(batch)
         collect(trainer.replay, batch, rewards, trainer.replays, trainer.questions, step)
@@ -173,6 +178,46 @@ def test_same_outcomes_give_the_same_plans_replays_and_books(values, monkeypatch
         np.testing.assert_array_equal(columns["row_entropy"], theirs["row_entropy"])
     assert (replayed > 0) == (config.rho > 0 and config.inject)
     assert len(lab.manager.buffer.retired) > 0 or not config.bookkeeping.retire
+
+
+@pytest.mark.parametrize("values", [{}, {"source": "current"}, {"reps": 1, "power": 0.0}], ids=str)
+def test_same_outcomes_give_the_same_fill(values, monkeypatch):
+    config = ExGRPOConfig.from_mapping({"seed": 5, "mode": "fill", "start_threshold": 0.3, "fill": values})
+    lab, verl, rows = Fill(config, K), FillManager(config, K), {}
+
+    def read(keys, partition_id, select_fields):
+        return {name: [rows[key][name] for key in keys] for name in select_fields}
+
+    monkeypatch.setattr(verl_ext.filling.tq, "kv_batch_get", read)
+    monkeypatch.setattr(verl_ext.filling, "_exchange_rows", lambda batch, slots: batch)
+    monkeypatch.setattr(verl_ext.filling, "flag_rows", lambda batch, dropped: None)
+    filled = dropped = 0
+    for step in range(1, STEPS + 1):
+        questions = {f"u{i}": f"q{(step * 7 + i) % DATASET}" for i in range(B)}
+        made = {uid: [rollout(step, question, i) for i in range(K)] for uid, question in questions.items()}
+        groups = [
+            [Row(questions[uid], [1, 2], ids, r, behaviour=np.array(past, np.float32)) for ids, past, r in found]
+            for uid, found in made.items()
+        ]
+        rewards = {f"{uid}_{i}_0": r for uid, found in made.items() for i, (_, _, r) in enumerate(found)}
+        rows = {f"{uid}_{i}_0": queue_row(ids, past) for uid, f in made.items() for i, (ids, past, _) in enumerate(f)}
+        rate = float(np.mean(list(rewards.values())))
+        lab.arrange(groups, step)
+        lab.finish(groups, step, rate)
+        batch = KVBatchMeta(partition_id="train", keys=list(rewards), tags=[{} for _ in rewards])
+        theirs = fill_batch(verl, batch, rewards, questions, step)
+        verl.finish_step(step, rate)
+        assert [row.advantage for found in groups for row in found if row.is_replayed] == list(
+            theirs.advantages.values()
+        )
+        assert lab.dropped == theirs.dropped
+        (columns, meta), (their_columns, their_meta) = lab.manager.state(), verl.state()
+        assert meta == their_meta
+        assert {k: v.tolist() for k, v in columns.items()} == {k: v.tolist() for k, v in their_columns.items()}
+        assert lab.manager.metrics() == verl.metrics()
+        filled, dropped = filled + len(theirs.advantages), dropped + theirs.dropped
+    assert filled > 0
+    assert dropped > 0
 
 
 def test_both_spread_replayed_questions_alike():
