@@ -11,21 +11,28 @@ import pytest
 import torch
 
 
-@pytest.fixture(scope="module")
-def transfer_queue():
-    """The `transfer_queue` module, connected as verl's task runner does it."""
+@pytest.fixture(scope="session")
+def local_ray():
+    """One small Ray for all tests of this folder: starting one takes several seconds."""
     import ray
+
+    ray.init(num_cpus=4, include_dashboard=False, object_store_memory=100_000_000, log_to_driver=False)
+    yield
+    ray.shutdown()
+
+
+@pytest.fixture(scope="session")
+def transfer_queue(local_ray):
+    """The `transfer_queue` module, connected as verl's task runner does it."""
     import transfer_queue as tq
     from omegaconf import OmegaConf
 
-    ray.init(num_cpus=4, include_dashboard=False, object_store_memory=100_000_000, log_to_driver=False)
     verl = Path(importlib.util.find_spec("verl").origin).parent
     config = OmegaConf.load(verl / "trainer" / "config" / "transfer_queue" / "transfer_queue.yaml")
     config.backend.SimpleStorage.num_data_storage_units = 1
     tq.init(config)
     yield tq
     tq.close()
-    ray.shutdown()
 
 
 @dataclass
@@ -102,7 +109,7 @@ def dataset_row(uid: str) -> dict:
     }
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def agent_loop_worker(transfer_queue):
     """verl's agent-loop worker, without the engine, tokenizer and reward servers that its constructor asks for."""
     from verl.trainer.ppo.v1.agent_loop_tq import AgentLoopWorkerTQ

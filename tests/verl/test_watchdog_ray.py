@@ -38,15 +38,8 @@ class Runner:
             asyncio.run(update())
 
 
-@pytest.fixture(scope="module")
-def cluster():
-    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, object_store_memory=100_000_000)
-    yield
-    ray.shutdown()
-
-
 @pytest.mark.timeout(120)
-def test_a_stuck_ray_get_raises_in_the_actor(cluster):
+def test_a_stuck_ray_get_raises_in_the_actor(local_ray):
     start = time.monotonic()
     message = ray.get(Runner.remote().wait.remote(Stuck.remote()), timeout=90)
     assert message.startswith("weight sync made no progress for 1 s")
@@ -54,6 +47,6 @@ def test_a_stuck_ray_get_raises_in_the_actor(cluster):
 
 
 @pytest.mark.timeout(120)
-def test_a_stuck_event_loop_ends_the_actors_method_with_the_error(cluster):
+def test_a_stuck_event_loop_ends_the_actors_method_with_the_error(local_ray):
     with pytest.raises(ray.exceptions.RayTaskError, match="weight sync made no progress for 1 s"):
         ray.get(Runner.remote().wait_in_event_loop.remote(Stuck.remote()), timeout=90)
