@@ -54,6 +54,10 @@ def test_two_steps_of_every_script(name, tmp_path):
 def expect_method(config, rows: list[dict]) -> None:
     """The two steps show the method: what was collected in the first and replayed in the second."""
     first, second = rows
+    if config.exgrpo.mode == "masked":
+        outside = first["batch/solve_all"] + first["batch/solve_none"]
+        assert first["batch/dropped"] >= config.actor_rollout_ref.rollout.n * outside
+        assert first["batch/dropped"] % config.actor_rollout_ref.rollout.n == 0
     if not config.exgrpo.enable or config.exgrpo.mode == "masked":
         assert first["experience/buffer_trajectories"] == second["experience/replayed_questions"] == 0
         return
