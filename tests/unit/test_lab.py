@@ -90,6 +90,7 @@ def total(metrics, name):
 def test_every_variant_is_in_the_table_once_and_builds():
     configs = {name: variant(name) for name in VARIANTS}
     assert len(set(configs.values())) == len(VARIANTS)
+    assert not set(SUITES) & set(VARIANTS)
     for name in SUITES:
         assert set(suite(name)) <= set(VARIANTS)
     assert suite("smoke,rho_0.25,exgrpo") == ("on_policy", "exgrpo", "fill", "rho_0.25")

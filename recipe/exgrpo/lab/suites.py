@@ -72,7 +72,7 @@ SUITES: dict[str, tuple[str, ...]] = {
     "table7": (REFERENCE, "exgrpo", "retired_review", *RELEASED),
     "masked": (REFERENCE, *MASKED),
     "controls": (REFERENCE, "exgrpo_at_once", "fill", *CONTROLS),
-    "fill": (REFERENCE, "fill", "fill_current", "fill_reps_2", "fill_reps_4", "fill_uniform"),
+    "fills": (REFERENCE, "fill", "fill_current", "fill_reps_2", "fill_reps_4", "fill_uniform"),
     "all": tuple(VARIANTS),
 }
 
