@@ -1,6 +1,7 @@
 """Parts of an evaluation that need no model: questions, seeds, sharing, the journal, tables, fingerprints, devices."""
 
 import json
+import subprocess
 from pathlib import Path
 
 import pyarrow as pa
@@ -9,7 +10,7 @@ import pytest
 from rich.console import Console
 
 from verl_ext.evaluation import EvaluationError, journal, report, shards, tables
-from verl_ext.evaluation.model import BLOCK, WHOLE, find_model, fingerprint
+from verl_ext.evaluation.model import BLOCK, WHOLE, find_model, fingerprint, merged
 from verl_ext.evaluation.plan import Options, make_plan
 from verl_ext.evaluation.questions import Item, chunks_of, items_of, load_benchmarks, parquet_files, share
 
@@ -276,6 +277,49 @@ def test_a_checkpoint_without_weights_is_refused(tmp_path):
     (tmp_path / "actor" / "huggingface" / "config.json").write_text("{}")
     with pytest.raises(EvaluationError, match="no FSDP weights"):
         find_model(str(tmp_path))
+
+
+def checkpoint_at(folder: Path, weights: bytes) -> Path:
+    (folder / "actor" / "huggingface").mkdir(parents=True, exist_ok=True)
+    (folder / "actor" / "huggingface" / "config.json").write_text('{"dtype": "float32"}')
+    (folder / "actor" / "model_world_size_1_rank_0.pt").write_bytes(weights)
+    return folder
+
+
+@pytest.fixture
+def merger(monkeypatch):
+    """Stands in for verl's merger: copies the weights; `merger.code` is its exit code, `merger.calls` counts."""
+
+    def call(command, **options):
+        call.calls += 1
+        source, target = (Path(command[command.index(flag) + 1]) for flag in ("--local_dir", "--target_dir"))
+        target.mkdir()
+        (target / "weights").write_bytes((source / "model_world_size_1_rank_0.pt").read_bytes())
+        return subprocess.CompletedProcess(command, call.code)
+
+    call.calls = call.code = 0
+    monkeypatch.setattr("verl_ext.evaluation.model.subprocess.run", call)
+    return call
+
+
+def test_a_checkpoint_is_merged_once_and_again_when_it_has_changed(merger, tmp_path):
+    model = find_model(str(checkpoint_at(tmp_path / "run" / "global_step_8", b"first")))
+    assert (model.name, model.dtype, model.checkpoint) == ("run/global_step_8", "bfloat16", True)
+    for _ in range(2):
+        assert (merged(model, tmp_path) / "weights").read_bytes() == b"first"
+    assert merger.calls == 1
+    model = find_model(str(checkpoint_at(tmp_path / "run" / "global_step_8", b"other")))
+    assert (merged(model, tmp_path) / "weights").read_bytes() == b"other"
+    assert merger.calls == 2
+
+
+def test_a_merger_that_fails_leaves_nothing_to_evaluate(merger, tmp_path):
+    model = find_model(str(checkpoint_at(tmp_path / "global_step_8", b"first")))
+    merger.code = 1
+    with pytest.raises(EvaluationError, match="verl's model merger failed with exit code 1"):
+        merged(model, tmp_path)
+    merger.code = 0
+    assert (merged(model, tmp_path) / "weights").read_bytes() == b"first"
 
 
 # --- the plan ---

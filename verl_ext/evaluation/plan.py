@@ -10,6 +10,8 @@ from verl_ext.evaluation.prompts import Prompts, tokenise
 from verl_ext.evaluation.questions import Benchmark, Item, chunks_of, items_of, load_benchmarks, parquet_files
 from verl_ext.evaluation.shards import Work, visible_devices
 
+CPU_BATCH_TOKENS = 4096
+
 
 @dataclass(frozen=True)
 class Options:
@@ -105,6 +107,9 @@ class Plan:
         }
         if cpu:
             del engine["gpu_memory_utilization"]  # on CPU the KV cache is VLLM_CPU_KVCACHE_SPACE
+            # After a part of a prompt vLLM rewinds the request's generator, which torch's CPU generator cannot do.
+            engine["enable_chunked_prefill"] = False
+            engine["max_num_batched_tokens"] = max(CPU_BATCH_TOKENS, self.max_model_len)
         grading = {"workers": options.grading_workers, "rules_module": options.rules_module}
         sampling = {"temperature": options.temperature, "top_p": options.top_p}
         return Work(engine, sampling, grading, self._questions(), options.seed)

@@ -6,6 +6,7 @@ import selectors
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -99,10 +100,10 @@ def run(
     Raises:
         WorkerError: a worker failed; the others are stopped.
     """
-    with _workers() as workers, selectors.DefaultSelector() as selector:
+    with _workers() as workers, selectors.DefaultSelector() as selector, tempfile.TemporaryDirectory() as jobs:
         for shard, chunks in enumerate(shares):
-            job = folder / f"job.{shard}.json"
-            job.write_text(json.dumps(work.job(chunks, items, shard_file(folder, shard))))
+            job = Path(jobs) / f"{shard}.json"
+            job.write_text(json.dumps(work.job(chunks, items, shard_file(folder, shard).absolute())))
             process, pipe = _start(job, folder / f"worker.{shard}.log", environment[shard])
             workers.append(process)
             selector.register(os.fdopen(pipe, "r"), selectors.EVENT_READ, [shard, 0, 0])
@@ -112,8 +113,6 @@ def run(
                     selector.unregister(key.fileobj)
                     key.fileobj.close()
                     _check(workers[key.data[0]], folder / f"worker.{key.data[0]}.log")
-        for shard in range(len(shares)):
-            (folder / f"job.{shard}.json").unlink()
 
 
 def _start(job: Path, log: Path, environment: Mapping[str, str]) -> tuple[subprocess.Popen, int]:
