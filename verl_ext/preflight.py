@@ -11,6 +11,7 @@ from omegaconf import DictConfig, OmegaConf
 from recipe.exgrpo.config import ExGRPOConfig
 from verl_ext.preflight_data import data_findings
 from verl_ext.preflight_disk import disk_findings
+from verl_ext.preflight_environment import environment_findings
 from verl_ext.preflight_memory import memory_findings, world_size
 from verl_ext.preflight_model import longest_sequence, model_findings
 from verl_ext.preflight_report import ERROR, NOTE, Finding, PreflightError, error
@@ -134,7 +135,7 @@ def inspect_run(config: DictConfig) -> Iterator[Finding]:
         return
     problems = [error(text) for text in config_problems(config)]
     data = list(data_findings(config))
-    yield from (*problems, *data)
+    yield from (*environment_findings(config), *problems, *data)
     yield from model_findings(config)
     if not any(finding.severity == ERROR for finding in data):
         yield from tokenizer_findings(config)

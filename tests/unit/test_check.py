@@ -13,6 +13,7 @@ from recipe.exgrpo.composition import ROOT
 from recipe.exgrpo.composition import compose as compose_run
 from verl_ext.preflight import check, inspect_run
 from verl_ext.preflight_disk import disk_findings, remaining_saves
+from verl_ext.preflight_environment import environment_findings
 from verl_ext.preflight_memory import GIB, buffer_bytes, cpu_bytes, estimate_gpu, memory_findings
 from verl_ext.preflight_model import KNOWN, model_shape, shape_of
 from verl_ext.preflight_report import ERROR, IMPOSSIBLE, NOTE, WARNING, PreflightError
@@ -128,6 +129,26 @@ def test_settings_that_disagree_are_warnings(tiny):
     assert only(dtypes).startswith("actor_rollout_ref.rollout.dtype is bfloat16")
     few = found(tiny("data.train_max_samples=4"), WARNING)
     assert only(few).startswith("data.train_batch_size is 8 but data.train_files have 4 questions")
+
+
+# ---- environment
+
+
+def test_another_verl_is_an_error(tiny):
+    found = list(environment_findings(tiny(), {"verl": "0.9.2", "TransferQueue": "0.1.11"}.get))
+    assert [(f.severity, f.text) for f in found] == [
+        (ERROR, "verl 0.9.2 is installed, ExGRPO is written for 0.9.1; pip install verl==0.9.1.")
+    ]
+
+
+def test_missing_packages_are_warnings(tiny, seven):
+    def severities(config):
+        return [f.severity for f in environment_findings(config, {"verl": "0.9.1"}.get)]
+
+    assert severities(tiny()) == [WARNING], "TransferQueue"
+    assert severities(seven()) == [WARNING, WARNING], "and flash-attn"
+    attention = "actor_rollout_ref.model.override_config.attn_implementation=sdpa"
+    assert severities(seven(attention)) == [WARNING]
 
 
 # ---- data

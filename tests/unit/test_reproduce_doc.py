@@ -1,0 +1,48 @@
+"""docs/reproduce.md names every script, and its published numbers are those of the tables it was made from."""
+
+import json
+import re
+
+import pytest
+
+from recipe.exgrpo.composition import ROOT
+from recipe.exgrpo.paper_settings import load_table
+
+DOC = (ROOT / "docs" / "reproduce.md").read_text(encoding="utf-8")
+ROWS = [[cell.strip() for cell in line.strip("|").split("|")] for line in DOC.splitlines() if line.startswith("|")]
+
+
+def test_every_experiment_script_is_named():
+    scripts = [p for p in (ROOT / "scripts").rglob("*.sh") if 'launch.sh"\n' in p.read_text()]
+    missing = [str(p.relative_to(ROOT)) for p in scripts if str(p.relative_to(ROOT)) not in DOC]
+    assert missing == []
+
+
+def test_every_script_it_names_exists():
+    for name in re.findall(r"scripts/[\w./-]+\.(?:sh|sbatch)", DOC):
+        assert (ROOT / name).is_file(), name
+
+
+@pytest.mark.parametrize("name", list(load_table()["ablations"]))
+def test_ablation_rows_have_the_published_average_and_an_empty_cell(name):
+    [row] = [row for row in ROWS if row[1:2] == [f"`scripts/ablations/{name}.sh`"]]
+    published = load_table()["ablations"][name]["published"]
+    assert row[4] == ""
+    if published is None:
+        assert not re.search(r"\d", row[3])
+    else:
+        assert float(row[3]) == published
+
+
+def test_result_rows_are_the_published_ones_and_ours_are_empty():
+    results = json.loads((ROOT / "recipe" / "exgrpo" / "paper_results.json").read_text(encoding="utf-8"))
+    inside, outside = results["groups"].values()
+    for backbone in results["backbones"].values():
+        for published in backbone["rows"]:
+            scores, averages = published["scores"], list(published["averages"].values())
+            expected = [*(scores[b] for b in inside), averages[0], *(scores[b] for b in outside), averages[1]]
+            [row] = [r for r in ROWS if r[:2] == [backbone["title"], f"{published['method']}, published"]]
+            assert [float(cell) for cell in row[2:]] == expected
+    ours = [row for row in ROWS if len(row) > 1 and row[1].endswith(", ours")]
+    assert len(ours) == 12
+    assert all(cell == "" for row in ours for cell in row[2:])
