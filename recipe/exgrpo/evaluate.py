@@ -201,8 +201,9 @@ def _show_estimate(console: Console, answer: dict[str, Any]) -> None:
         f"{answer['response_limit']:,} tokens: {answer['response_tokens_at_most']:,} tokens at most",
         highlight=False,
     )
-    cost = "the model's size is not known" if guess is None else f"at most about {guess:,.2g} hours, very roughly"
-    console.print(f"{answer['processes']} processes on {where}: {cost}", highlight=False)
+    duration = "" if guess is None else f"{guess:,.2g} hours" if guess >= 1 else f"{60 * guess:,.2g} minutes"
+    cost = f"at most about {duration}, very roughly" if duration else "the model's size is not known"
+    console.print(f"processes: {answer['processes']}, on {where}: {cost}", highlight=False)
 
 
 def main() -> int:

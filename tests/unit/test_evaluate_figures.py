@@ -126,6 +126,7 @@ def test_box_is_the_last_of_the_whole_response():
         ("The answer is $4$.", "4", False, 1.0, 0.0),  # no box
         (r"\boxed{\frac{2}{4}}", r"\frac12", False, 1.0, 1.0),  # by Math-Verify
         (r"\boxed{5}", "4", False, 0.0, 0.0),
+        (r"\boxed{4}", "14", False, 0.0, 0.0),
         (r"\boxed{" + "(" * 50 + "}", "4", False, 0.0, 0.0),
     ],
 )
@@ -133,6 +134,14 @@ def test_graders_differ_in_what_they_extract(text, gold, think_format, training,
     grader = shared_grader()
     assert compute_score("math500", text, gold, {"think_format": think_format})["score"] == training
     assert oat_like_score("math500", text, gold, grader) == oat_like
+
+
+def test_the_same_spelling_needs_no_parser():
+    class Unreachable:
+        def run(self, *call):
+            raise AssertionError("Math-Verify was called")
+
+    assert oat_like_score("math500", r"\boxed{\dfrac12}", "1/2", Unreachable()) == 1.0
 
 
 def test_other_sources_keep_their_rule():

@@ -93,6 +93,8 @@ def test_folders_leave_out_the_validation_mix(data):
     ("make", "reason"),
     [
         (lambda d: pq.write_table(pa.table({"question": ["1+1?"]}), d / "a.parquet"), "not in verl's schema"),
+        (lambda d: write(d / "a.parquet", [row(0) | {"prompt": "1+1?"}]), "not in verl's schema"),
+        (lambda d: write(d / "a.parquet", [row(0) | {"reward_model": {"style": "rule"}}]), "not in verl's schema"),
         (lambda d: (d / "a.parquet").write_text("no"), "cannot be read as parquet"),
         (lambda d: write(d / "a.parquet", [row(0, n_samples=1), row(1, n_samples=2)]), "n_samples differs"),
         (lambda d: pq.write_table(pa.Table.from_pylist([row(0)]).slice(0, 0), d / "a.parquet"), "no questions"),
@@ -200,6 +202,11 @@ def test_figures_of_fixed_generations(results):
     assert figures["pass_at"] == pytest.approx({"1": 0.4, "2": 0.8})
     assert (figures["tokens_mean"], figures["truncated"], figures["available"]) == (14.5, 0.1, 5)
     assert results["averages"] == {}  # five of the six benchmarks are missing
+
+
+def test_a_slice_says_so_beside_the_paper(results):
+    results["benchmarks"]["math500"] |= {"questions": 5, "available": 500}
+    assert tables.result_tables(results)[0].header == ("", "MATH-500 (5 of 500)")
 
 
 def test_average_of_a_whole_group_only():

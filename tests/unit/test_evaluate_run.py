@@ -17,6 +17,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from recipe.exgrpo import evaluate
+from verl_ext.evaluation import journal
 from verl_ext.evaluation.questions import Item
 
 pytestmark = pytest.mark.slow
@@ -46,11 +47,12 @@ class LLM:
         return bool(self.waiting)
 
     def step(self):
-        time.sleep(float(os.environ.get("STAND_IN_S", "0")))
         request, ids, params = self.waiting.pop()  # last come, first served: results arrive out of order
         self.made += 1
         if str(self.made) == os.environ.get("STAND_IN_DIES_AT"):
             os.kill(os.getpid(), 9)
+        if str(self.made) == os.environ.get("STAND_IN_HANGS_AT"):
+            time.sleep(600)
         text = "\\\\boxed{%d}" % (params.seed % 10)
         response = Thing(token_ids=[0] * (params.seed % 7 + 1), finish_reason="stop", text=text)
         return [Thing(finished=True, request_id=request, prompt_token_ids=ids, outputs=[response])]
@@ -111,6 +113,8 @@ def uninterrupted(run, tmp_path):
     assert code == 0
     assert json.loads(output)["benchmarks"]["toy_modular_digit"]["mean"] == pytest.approx(expected_mean())
     assert 0 < expected_mean() < 1
+    for row in journal.read(tmp_path / "whole"):
+        assert row["text"] == f"\\boxed{{{Item(row['benchmark'], row['question'], row['sample']).seed(0) % 10}}}"
     return files(tmp_path / "whole")
 
 
@@ -139,18 +143,18 @@ def test_every_way_to_the_end_gives_the_same_files(uninterrupted, run, tmp_path,
 
 
 def test_kill_of_the_whole_command_leaves_no_process_and_resumes(uninterrupted, command, run, tmp_path, monkeypatch):
-    monkeypatch.setenv("STAND_IN_S", "0.2")
+    monkeypatch.setenv("STAND_IN_HANGS_AT", str(2 * CHUNK + 1))
     process = subprocess.Popen([sys.executable, "-m", "recipe.exgrpo.evaluate", *command("killed")], cwd=ROOT)
-    journal = tmp_path / "killed" / "generations.0.jsonl"
-    wait_until(lambda: journal.exists() and journal.read_bytes().count(b"\n") >= 2 * CHUNK)
+    written = tmp_path / "killed" / "generations.0.jsonl"
+    wait_until(lambda: written.exists() and written.read_bytes().count(b"\n") >= 2 * CHUNK)
     workers = psutil.Process(process.pid).children(recursive=True)
     assert workers
     process.kill()
     process.wait()
     wait_until(lambda: not any(worker.is_running() and worker.status() != "zombie" for worker in workers))
-    with journal.open("ab") as file:
+    with written.open("ab") as file:
         file.write(b'{"item": 10, "bench')  # torn by the kill
-    monkeypatch.setenv("STAND_IN_S", "0")
+    monkeypatch.delenv("STAND_IN_HANGS_AT")
     assert run("killed")[0] == 0
     assert files(tmp_path / "killed") == uninterrupted
 

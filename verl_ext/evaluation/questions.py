@@ -112,9 +112,16 @@ def _read(file: Path) -> list[dict]:
         reason = (str(error).splitlines() or ["unreadable"])[0]
         raise EvaluationError(f"{file}: cannot be read as parquet ({reason})") from None
     for row in rows:
-        if not {"data_source", "prompt", "reward_model"} <= row.keys():
+        if not _in_schema(row):
             raise EvaluationError(f"{file}: not in verl's schema (data_source, prompt, reward_model, extra_info)")
     return rows
+
+
+def _in_schema(row: dict) -> bool:
+    if not {"data_source", "prompt", "reward_model"} <= row.keys():
+        return False
+    reward = row["reward_model"]
+    return isinstance(row["prompt"], list) and isinstance(reward, dict) and reward.get("ground_truth") is not None
 
 
 def _benchmark(name: str, rows: list[dict], samples: int | None, limit: int | None, seed: int) -> Benchmark:

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -15,6 +16,7 @@ from verl_ext.evaluation.statistics import PASSED, summarise
 from verl_ext.evaluation.tables import markdown, result_tables, write_png
 from verl_ext.rewards import Grader
 
+BATCH = 1000  # responses in memory at once
 EXAMPLES = 20  # responses listed of each benchmark on which two graders disagree
 
 
@@ -45,9 +47,11 @@ def oat_like(
         return about, oat_like_score(row["benchmark"], row["text"], gold, grader)
 
     graded: dict[str, list[tuple[dict, float]]] = {b.name: [] for b in benchmarks}
+    waiting = iter(rows)
     with ThreadPoolExecutor(2 * grader.workers) as threads:
-        for about, score in threads.map(grade, rows):
-            graded[about.pop("benchmark")].append((about, score))
+        while batch := list(islice(waiting, BATCH)):  # `map` alone would read every text into memory
+            for about, score in threads.map(grade, batch):
+                graded[about.pop("benchmark")].append((about, score))
     return {name: _difference(found) for name, found in graded.items()}
 
 

@@ -80,7 +80,7 @@ def _comparison(results: dict[str, Any]) -> Table:
     """Rows of methods, columns of benchmarks, and the average of each group of which all benchmarks are there."""
     paper, ours = paper_results(), results["benchmarks"]
     groups = [group for group, names in paper["groups"].items() if set(names) <= ours.keys()]
-    header = ["", *(paper["titles"].get(name, name) for name in ours), *(f"average {group}" for group in groups)]
+    header = ["", *(_title(name, figures) for name, figures in ours.items()), *(f"average {g}" for g in groups)]
     mine = [percent(figures["mean"]) for figures in ours.values()]
     mine += [percent(results["averages"][group]) for group in groups]
     rows = [(f"ours: {results['model']['name']}", *mine)]
@@ -90,6 +90,11 @@ def _comparison(results: dict[str, Any]) -> Table:
         cells = (NONE if value is None else f"{value:.1f}" for value in theirs)
         rows.append((f"paper: {backbone['title']}, {row['method']}", *cells))
     return Table("Accuracy, %", tuple(header), tuple(rows))
+
+
+def _title(name: str, figures: dict[str, Any]) -> str:
+    title, asked, available = paper_results()["titles"].get(name, name), figures["questions"], figures["available"]
+    return title if asked == available else f"{title} ({asked} of {available})"
 
 
 def _details(results: dict[str, Any]) -> Table:
