@@ -308,6 +308,15 @@ def test_offload_moves_weights_and_moments_to_the_host(seven):
     assert plain.update - policy.update == 2 * shape.parameters
 
 
+def test_fused_kernels_save_the_logits_and_checkpoints_the_layers(seven):
+    shape, card = shape_of(KNOWN["Qwen/Qwen2.5-7B"]), 80 * GIB
+    plain = estimate_gpu(seven(), shape, card).update
+    fused = estimate_gpu(seven("actor_rollout_ref.model.use_fused_kernels=true"), shape, card).update
+    kept = estimate_gpu(seven("actor_rollout_ref.model.enable_gradient_checkpointing=false"), shape, card).update
+    assert plain - fused == 4 * 32768 * 152064 * 2
+    assert kept - plain == 32768 * 2 * (27 * (8 * 3584 + 4 * 18944) - 28 * 3584)
+
+
 def test_the_buffer_of_the_published_run_is_the_published_size(seven):
     assert buffer_bytes(seven()) == pytest.approx(1.77e9)
     assert buffer_bytes(seven("exgrpo.buffer.max_bytes=1000000")) == 1_000_000
