@@ -7,9 +7,12 @@ import numpy as np
 import pytest
 import torch
 
+from recipe.exgrpo.fill import replay_loss
 from recipe.exgrpo.lab.bases import CLEAN, demonstration_loss, shape_of
 from recipe.exgrpo.lab.families import family
 from recipe.exgrpo.lab.model import TinyTransformer
+from recipe.exgrpo.lab.modes import Replay
+from recipe.exgrpo.lab.questions import Stream
 from recipe.exgrpo.lab.suites import SUITES, VARIANTS, suite, variant
 from recipe.exgrpo.lab.trainer import Lab, LabSettings, write_advantages
 from recipe.exgrpo.lab.vocabulary import Vocabulary
@@ -188,6 +191,18 @@ def test_groups_hold_k_rows_of_which_one_is_replayed_at_the_end():
     assert run.costs.fresh_rollouts == 6 * 8 * K - replayed
 
 
+def test_a_step_holds_no_question_twice_and_none_that_is_retired():
+    mode = Replay(variant("exgrpo_at_once"), K)
+    stream = Stream(list("abcdefghijk"), np.random.default_rng(0))
+    for question in "abc":
+        mode.manager.buffer.retire(question)
+    for _ in range(40):
+        assert {slot.question for slot in mode.slots(stream, 8)} == set("defghijk")
+    mode.manager.buffer.retire("d")  # fewer than a step are left: retired ones are trained on again
+    for _ in range(40):
+        assert len({slot.question for slot in mode.slots(stream, 8)}) == 8
+
+
 @pytest.mark.parametrize("importance", ["past", "old"])
 def test_a_replayed_row_brings_its_stored_log_probs_unless_importance_is_old(importance):
     run = lab(start_threshold=None, loss={"importance": importance})
@@ -239,6 +254,14 @@ def test_fill_takes_the_places_of_groups_without_variance():
     assert filled > 0
     assert dropped > 0
     assert run.costs.fresh_rollouts == 8 * 8 * K
+
+
+def test_fill_clips_whatever_shaping_says():
+    runs = [lab("fill", loss={"shaping": shaping, "importance": "old"}) for shaping in ("policy", "none", "clip")]
+    metrics = [[run.step(step) for step in range(1, 6)] for run in runs]
+    assert metrics[0] == metrics[1] == metrics[2]
+    assert total(metrics[0], "fill/filled") > 0
+    assert runs[0].mode.loss == replay_loss(runs[0].config.loss) != runs[0].config.loss
 
 
 def test_a_dropped_row_counts_in_the_normaliser_and_nowhere_else():

@@ -175,8 +175,7 @@ def test_the_stream_goes_through_every_question_once_an_epoch():
 
 def test_skipped_questions_are_passed_over_until_none_is_left():
     stream = Stream(list("abcdef"), np.random.default_rng(0))
-    rest = [stream.next_unless(lambda q: q in "abc") for _ in range(3)]
-    assert sorted(rest) == ["d", "e", "f"]
+    assert {stream.next_unless(lambda q: q in "abcde") for _ in range(20)} == {"f"}
     assert stream.next_unless(lambda q: True) in "abcdef"
 
 

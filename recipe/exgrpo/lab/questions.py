@@ -41,9 +41,12 @@ class Stream:
         return self._left.pop()
 
     def next_unless(self, skip: Callable[[str], bool]) -> str:
-        """The next question that is not to be skipped; any question once a whole round offers none."""
+        """The next question that is not to be skipped; any question when all are.
+
+        Two rounds are looked through: one that begins in the middle of an epoch may miss a question by the new order.
+        """
         question = self.next()
-        for _ in range(len(self.ids) - 1):
+        for _ in range(2 * len(self.ids) - 1):
             if not skip(question):
                 break
             question = self.next()
