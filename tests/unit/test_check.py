@@ -2,6 +2,8 @@
 
 import json
 import shutil
+import subprocess
+import sys
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -224,6 +226,15 @@ def test_a_tokenizer_larger_than_the_embedding_is_an_error(tiny, model):
     assert "the tokenizer has 290 tokens, the model embeds 200" in text
 
 
+def test_half_precision_weights_trained_in_bfloat16_are_a_warning(tiny, model):
+    bf16 = [
+        "actor_rollout_ref.actor.fsdp_config.mixed_precision.param_dtype=bf16",
+        "actor_rollout_ref.rollout.dtype=bfloat16",
+    ]
+    config = tiny(f"actor_rollout_ref.model.path={model(dtype='float16')}", *bf16)
+    assert "the weights are float16" in only(found(config, ERROR, WARNING))
+
+
 def test_heads_that_tensor_parallelism_does_not_divide_are_an_error(seven):
     gpus = "trainer.n_gpus_per_node=6"
     tp = "actor_rollout_ref.rollout.tensor_model_parallel_size=3"
@@ -234,6 +245,22 @@ def test_a_template_without_its_opening_is_an_error(tiny):
     text = only(found(tiny("preset.template=thought")))
     assert text.startswith("actor_rollout_ref.model.path: template 'thought' opens the answer with '<think>\\n'")
     assert "data/prepare_tokenizer.py" in text
+
+
+@pytest.mark.parametrize("template", ["thought", "llama_base"])
+def test_a_tokenizer_made_for_the_template_passes(tiny, tmp_path, template):
+    command = [
+        sys.executable,
+        "data/prepare_tokenizer.py",
+        "--model",
+        TOY,
+        "--template",
+        template,
+        "--out",
+        tmp_path / "t",
+    ]
+    subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
+    assert found(tiny(f"preset.template={template}", f"actor_rollout_ref.model.tokenizer_path={tmp_path / 't'}")) == []
 
 
 def test_a_chat_format_around_a_plain_prompt_is_an_error(tiny):
