@@ -15,7 +15,10 @@ cd "$(dirname "$0")/.."
 
 PYTHON=${PYTHON:-.venv/bin/python}
 [ -x "$PYTHON" ] || PYTHON=python
-MODEL=${MODEL:?name a model: MODEL=<HF folder, hub id or global_step_N> bash scripts/evaluate.sh}
+if [ -z "${MODEL:-}" ]; then
+  echo "evaluate.sh: name a model, MODEL=<HF folder, hub id or global_step_N> bash scripts/evaluate.sh" >&2
+  exit 2
+fi
 DATA=${DATA:-data/parquet/eval}
 BENCHMARKS=${BENCHMARKS:-aime24,aime25,amc23,math500,minerva,olympiadbench,arc_c,gpqa_diamond,mmlu_pro}
 TEMPLATE=${TEMPLATE:-thought}

@@ -188,6 +188,12 @@ def _version(package: str) -> str | None:
         return None
 
 
+def _duration(hours: float) -> str:
+    if hours < 1:
+        return f"{max(1, round(60 * hours))} min"
+    return f"{hours:,.1f} h" if hours < 10 else f"{hours:,.0f} h"
+
+
 def _show_estimate(console: Console, answer: dict[str, Any]) -> None:
     for name, counts in answer["benchmarks"].items():
         console.print(
@@ -201,8 +207,7 @@ def _show_estimate(console: Console, answer: dict[str, Any]) -> None:
         f"{answer['response_limit']:,} tokens: {answer['response_tokens_at_most']:,} tokens at most",
         highlight=False,
     )
-    duration = "" if guess is None else f"{guess:,.2g} hours" if guess >= 1 else f"{60 * guess:,.2g} minutes"
-    cost = f"at most about {duration}, very roughly" if duration else "the model's size is not known"
+    cost = "the model's size is not known" if guess is None else f"very roughly {_duration(guess)} at most"
     console.print(f"processes: {answer['processes']}, on {where}: {cost}", highlight=False)
 
 

@@ -1,7 +1,6 @@
 """`exgrpo evaluate` with the real vLLM: the shipped toy model's known score, kill and resume, a checkpoint merged by verl."""
 
 import json
-import os
 import subprocess
 import sys
 import time
@@ -24,25 +23,26 @@ KNOWN_MEAN = 0.594  # at temperature 0.6 with seed 0; another processor may roun
 
 @pytest.fixture(scope="module")
 def command(tmp_path_factory):
-    """command(out) -> an evaluation of the toy model on all held-out questions."""
+    """command(out) -> the script, on the toy model and all held-out questions."""
     folder = tmp_path_factory.mktemp("data")
     subprocess.run([sys.executable, "data/make_toy.py", "data", "--out", str(folder)], cwd=ROOT, check=True)
 
     def build(out: Path) -> list[str]:
-        options = ["--model", "data/toy/model", "--data", folder / "heldout.parquet", "--out", out]
-        options += ["--max-tokens", 64, "--samples", SAMPLES, "--chunk", CHUNK]
-        return [sys.executable, "-m", "recipe.exgrpo.evaluate", *map(str, options)]
+        where = [
+            f"MODEL={ROOT}/data/toy/model",
+            f"DATA={folder}/heldout.parquet",
+            f"OUT={out}",
+            f"PYTHON={sys.executable}",
+        ]
+        options = ["--max-tokens", 64, "--samples", SAMPLES, "--chunk", CHUNK]
+        return ["env", "OMP_NUM_THREADS=1", *where, "bash", "scripts/evaluate.sh", *map(str, options)]
 
     return build
 
 
-def environment() -> dict[str, str]:
-    return os.environ | {"OMP_NUM_THREADS": "1"}
-
-
 def finish(command: list[str], out: Path) -> dict[str, bytes]:
     """Run to the end; returns the files that must not depend on interruptions."""
-    done = subprocess.run(command, cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=240)
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=240)
     assert done.returncode == 0, done.stderr[-4000:]
     return {f.name: f.read_bytes() for f in out.iterdir() if f.name.startswith(("generations", "results"))}
 
@@ -54,7 +54,7 @@ def test_known_score_and_the_same_files_after_a_kill(command, tmp_path):
     assert figures["mean"] == pytest.approx(KNOWN_MEAN, abs=0.03)
     check_generations(list(journal.read(tmp_path / "whole")), figures["mean"])
 
-    process = subprocess.Popen(command(tmp_path / "killed"), cwd=ROOT, env=environment())
+    process = subprocess.Popen(command(tmp_path / "killed"), cwd=ROOT)
     written = tmp_path / "killed" / "generations.0.jsonl"
     wait_until(lambda: written.exists() and written.stat().st_size > 0)
     workers = psutil.Process(process.pid).children(recursive=True)

@@ -49,7 +49,10 @@ def tokenise(benchmarks: Sequence[Benchmark], folder: str | Path) -> Prompts:
         for b in benchmarks
     }  # fmt: skip
     _warn_about_thought(benchmarks, texts, folder)
-    encoded = {name: tokenizer(list(t.values()), add_special_tokens=False)["input_ids"] for name, t in texts.items()}
+    encoded = {
+        name: tokenizer(list(t.values()), add_special_tokens=False, verbose=False)["input_ids"]
+        for name, t in texts.items()
+    }
     return Prompts({name: dict(zip(texts[name], ids, strict=True)) for name, ids in encoded.items()})
 
 
