@@ -87,7 +87,7 @@ def _how_to_make(config: DictConfig, path: str) -> str:
     template = config.get("preset", {}).get("template")
     if Path(path).exists() or template is None:
         return ""
-    return f"; data/prepare_train.py and data/prepare_eval.py with --template {template} write it (docs/reproduce.md)."
+    return f"; docs/reproduce.md has the command that makes it (template {template})."
 
 
 def _agent_findings(key: str, path: str) -> Iterator[Finding]:

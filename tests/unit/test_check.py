@@ -13,7 +13,7 @@ from omegaconf import OmegaConf
 from recipe.exgrpo.cli import main
 from recipe.exgrpo.composition import ROOT
 from recipe.exgrpo.composition import compose as compose_run
-from verl_ext.preflight import check, inspect_run
+from verl_ext.preflight import check, inspect_run, reward_findings
 from verl_ext.preflight_disk import disk_findings, remaining_saves
 from verl_ext.preflight_environment import environment_findings
 from verl_ext.preflight_memory import GIB, buffer_bytes, cpu_bytes, estimate_gpu, memory_findings
@@ -131,6 +131,13 @@ def test_settings_that_disagree_are_warnings(tiny):
     assert only(dtypes).startswith("actor_rollout_ref.rollout.dtype is bfloat16")
     few = found(tiny("data.train_max_samples=4"), WARNING)
     assert only(few).startswith("data.train_batch_size is 8 but data.train_files have 4 questions")
+
+
+def test_a_reward_model_that_would_sleep_is_a_warning():
+    continuous = ["backbone=qwen2.5-7b", "method=continuous"]
+    assert list(reward_findings(compose_run(continuous))) == []
+    sleeping = compose_run([*continuous, "reward.reward_model.rollout.free_cache_engine=true"])
+    assert [f.severity for f in reward_findings(sleeping)] == [WARNING]
 
 
 # ---- environment
