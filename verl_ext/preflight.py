@@ -123,8 +123,8 @@ def reward_findings(config: DictConfig) -> Iterator[Finding]:
     model = config.reward.reward_model
     if model.enable and model.enable_resource_pool and model.rollout.free_cache_engine:
         yield warning(
-            "reward.reward_model.rollout.free_cache_engine is true with enable_resource_pool: the reward model sleeps when it is "
-            "asked; set it to false."
+            "reward.reward_model.rollout.free_cache_engine is true with enable_resource_pool: the reward model sleeps "
+            "when it is asked; set it to false."
         )
 
 
