@@ -37,6 +37,7 @@ from verl_ext.rewards import Grader
 SETTINGS = "settings.json"
 LOG_WIDTH = 160  # characters of a line where there is no terminal, so that tables keep their shape
 NO_BACKBONE = "none"
+INTERRUPTED = 130  # exit code after Ctrl-C, as shells have it
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -80,6 +81,9 @@ def run(args: argparse.Namespace) -> int:
     except (EvaluationError, OSError) as error:
         console.print(Text(f"exgrpo evaluate: {printable(str(error))}", style="red"), soft_wrap=True)
         return 1 if isinstance(error, shards.WorkerError) else 2
+    except KeyboardInterrupt:
+        console.print("stopped; the same command resumes")
+        return INTERRUPTED
     if args.json:
         sys.stdout.write(json.dumps(answer) + "\n")
     elif args.dry_run:

@@ -6,6 +6,7 @@ The stand-in answers with the last digit of the sampling seed, so every score is
 import argparse
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -157,6 +158,19 @@ def test_kill_of_the_whole_command_leaves_no_process_and_resumes(uninterrupted, 
     monkeypatch.delenv("STAND_IN_HANGS_AT")
     assert run("killed")[0] == 0
     assert files(tmp_path / "killed") == uninterrupted
+
+
+def test_ctrl_c_stops_the_workers_and_says_how_to_go_on(command, tmp_path, monkeypatch):
+    monkeypatch.setenv("STAND_IN_HANGS_AT", "1")
+    line = [sys.executable, "-m", "recipe.exgrpo.evaluate", *command("stopped")]
+    process = subprocess.Popen(line, cwd=ROOT, stderr=subprocess.PIPE, text=True)
+    wait_until(lambda: (tmp_path / "stopped" / "worker.0.log").exists())
+    workers = psutil.Process(process.pid).children(recursive=True)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=30)
+    assert process.returncode == 130
+    assert "stopped; the same command resumes" in errors
+    assert not any(worker.is_running() and worker.status() != "zombie" for worker in workers)
 
 
 def test_another_evaluation_does_not_mix_in(run, tmp_path):
