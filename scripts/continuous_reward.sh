@@ -6,9 +6,7 @@ set -euo pipefail
 # shellcheck source=scripts/launch.sh
 source "$(dirname "${BASH_SOURCE[0]}")/launch.sh"
 
-# With TINY=1 a rule replaces the reward model: no 8B model fits this machine.
-rewards=()
-[ -n "${TINY:-}" ] && rewards=(reward.custom_reward_function.path=scripts/tiny_reward.py)
-[ -n "${REWARD_MODEL:-}" ] && rewards=("reward.reward_model.model_path=$REWARD_MODEL")
+tiny=() # a rule in place of the reward model: no 8B model fits there
+[ -n "${TINY:-}" ] && tiny=(reward.custom_reward_function.path=scripts/tiny_reward.py)
 HARDWARE=${HARDWARE:-gpu_4}
-launch backbone=qwen2.5-7b method=continuous "${rewards[@]}" -- "$@"
+launch backbone=qwen2.5-7b method=continuous "${tiny[@]}" -- "$@"

@@ -7,6 +7,7 @@
 # Environment:
 #   RUN          run folder (outputs/<script>). The same command with the same RUN resumes from its newest checkpoint.
 #   MODEL, TOKENIZER, TRAIN, VAL   model and tokenizer (folder or hub id), training and validation parquet
+#   REWARD_MODEL   folder or hub id, where a model gives the reward
 #   NNODES, GPUS   nodes and GPUs a node        HARDWARE   preset: gpu (8 x 80 GB), gpu_4, gpu_few (1 or 2), gpu_40gb
 #   LOGGER       console (default), wandb, tensorboard or both; metrics.jsonl is always written
 #   PYTHON       interpreter (.venv/bin/python, else python)
@@ -48,6 +49,7 @@ launch() {
   overrides=("${presets[@]}" ${HARDWARE:+"hardware=$HARDWARE"})
   overrides+=(${MODEL:+"actor_rollout_ref.model.path=$MODEL"})
   overrides+=(${TOKENIZER:+"actor_rollout_ref.model.tokenizer_path=$TOKENIZER"})
+  overrides+=(${REWARD_MODEL:+"reward.reward_model.model_path=$REWARD_MODEL"})
   overrides+=(${TRAIN:+"data.train_files=$TRAIN"} ${VAL:+"data.val_files=$VAL"})
   overrides+=(${NNODES:+"trainer.nnodes=$NNODES"} ${GPUS:+"trainer.n_gpus_per_node=$GPUS"})
   overrides+=("trainer.logger=$logger" "trainer.default_local_dir=$RUN" "trainer.experiment_name=$(basename "$RUN")")
