@@ -61,7 +61,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--dtype", default=Options.dtype, help="in vLLM (auto: as stored, but no float32 on accelerators)")
     add("--tensor-parallel", type=_positive, default=1, metavar="T", help="accelerators for one copy (%(default)s)")
     add("--data-parallel", type=_positive, metavar="N", help="copies (default: visible accelerators / T; 1 on CPU)")
-    add("--chunk", type=_positive, help="samples generated, and kept, together (default: 1024, on CPU 64)")
+    add("--chunk", type=_positive, help="samples generated, and kept, together (default: 256, on CPU 64)")
     add("--max-num-seqs", type=_positive, help="samples in one batch of vLLM (default: 256, on CPU 64)")
     add("--gpu-memory-utilization", type=float, default=Options.gpu_memory_utilization, help="(%(default)s)")
     add("--dry-run", action="store_true", help="show counts and an estimate of the cost, generate nothing")

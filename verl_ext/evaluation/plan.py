@@ -136,7 +136,7 @@ def make_plan(options: Options) -> Plan:
     tokenizer = options.tokenizer or str(model.tokenizer)
     prompts = tokenise(benchmarks, tokenizer)
     items = items_of(benchmarks)
-    chunks = chunks_of(len(items), options.chunk or (1024 if devices else 64))
+    chunks = chunks_of(len(items), options.chunk or (256 if devices else 64))
     copies = options.data_parallel or max(1, len(devices) // options.tensor_parallel)
     return Plan(
         options, model, tokenizer, benchmarks, prompts, items, chunks,
