@@ -24,11 +24,11 @@ NAMES = sorted(
 CASES = [pytest.param(name, marks=pytest.mark.stack if name in FAMILIES else pytest.mark.scripts) for name in NAMES]
 
 
-def run_tiny(name: str, folder: Path, **switches: str) -> list[dict]:
+def run_tiny(name: str, folder: Path, *overrides: str) -> list[dict]:
     """Run scripts/<name>.sh with TINY=1 into `folder`; returns the rows of its metrics."""
-    env = os.environ | {"TINY": "1", "RUN": str(folder), "PYTHON": sys.executable} | switches
+    env = os.environ | {"TINY": "1", "RUN": str(folder), "PYTHON": sys.executable}
     process = subprocess.run(
-        ["bash", f"scripts/{name}.sh"],
+        ["bash", f"scripts/{name}.sh", *overrides],
         cwd=ROOT,
         env=env,
         stdout=subprocess.PIPE,
@@ -49,6 +49,17 @@ def test_two_steps_of_every_script(name, tmp_path):
         if not key.startswith(SIZES):
             assert OmegaConf.select(recorded, key) == value, key
     expect_method(recorded, rows)
+
+
+@pytest.mark.scripts
+def test_the_same_command_again_resumes(tmp_path):
+    """Two steps, then three: the second start goes on at step 3 with the experience of the first, and has its own record."""
+    run_tiny("qwen2.5-math-7b_exgrpo", tmp_path / "run", "trainer.save_freq=1")
+    rows = run_tiny("qwen2.5-math-7b_exgrpo", tmp_path / "run", "trainer.save_freq=1", "trainer.total_training_steps=3")
+    assert [row["step"] for row in rows] == [1, 2, 3]
+    assert rows[2]["experience/buffer_trajectories"] >= rows[1]["experience/buffer_trajectories"] > 0
+    records = sorted(path.name for path in (tmp_path / "run" / "record").iterdir())
+    assert records == ["start-000", "start-001"]
 
 
 def expect_method(config, rows: list[dict]) -> None:
