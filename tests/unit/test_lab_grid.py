@@ -250,6 +250,7 @@ def test_a_report_is_the_same_bytes_from_the_same_results(tmp_path):
 def test_a_report_pairs_runs_by_seed_and_marks_what_excludes_zero(tmp_path):
     rows = summarise(read_results(fixed_results(tmp_path)), "on_policy")
     by = {row["variant"]: row for row in rows}
+    assert list(by) == ["on_policy", "exgrpo", "fill"]
     assert by["on_policy"]["final_difference"] is None
     assert by["fill"]["final_difference"] == pytest.approx((0.21 + 0.22 + 0.20) / 3)
     assert by["fill"]["final_difference_half"] == pytest.approx(4.3027 * 0.01 / math.sqrt(3), rel=1e-4)

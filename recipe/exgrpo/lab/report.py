@@ -11,6 +11,7 @@ import numpy as np
 
 from recipe.exgrpo.lab.files import write_atomically
 from recipe.exgrpo.lab.stats import Interval, area_under_curve, interval, paired
+from recipe.exgrpo.lab.suites import VARIANTS
 from recipe.exgrpo.lab.tables import RESULTS, TIMINGS, read_table
 
 COSTS = ("fresh_rollouts", "sampled_tokens", "updated_tokens", "scored_tokens")
@@ -42,7 +43,10 @@ Settings = dict[tuple[str, str], dict[str, Runs]]  # (family, base) -> variant -
 
 
 def read_results(folder: Path) -> Settings:
-    """The tables of `exgrpo lab run`, by setting and variant. ValueError when runs of one variant have unlike steps."""
+    """The tables of `exgrpo lab run`, by setting and variant, variants in the order of their table.
+
+    Raises ValueError when runs of one variant were evaluated at unlike steps.
+    """
     found: Settings = defaultdict(lambda: defaultdict(Runs))
     steps = defaultdict(list)
     for row in read_table(folder / RESULTS):
@@ -57,7 +61,9 @@ def read_results(folder: Path) -> Settings:
         for label, runs in variants.items():
             if any(steps[id(runs), key] != runs.steps for key in runs.curves):
                 raise ValueError(f"runs of {label} on {name}, {base} were evaluated at different steps.")
-    return {setting: dict(variants) for setting, variants in found.items()}
+    place = {name: i for i, name in enumerate(VARIANTS)}
+    ordered = {setting: sorted(variants, key=lambda v: place.get(v, len(place))) for setting, variants in found.items()}
+    return {setting: {name: found[setting][name] for name in names} for setting, names in ordered.items()}
 
 
 def summarise(results: Settings, reference: str) -> list[dict]:
