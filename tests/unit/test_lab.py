@@ -322,3 +322,6 @@ def test_the_real_families_run():
         run = Lab(variant("fill"), small, task, model, 0)
         run.step(1)
         assert 0.0 <= run.evaluate(1) <= 1.0
+        assert run.optimizer.param_groups[0]["lr"] == SETTINGS.learning_rate
+        own = Lab(variant("fill"), dataclasses.replace(small, learning_rate=None), task, model, 0)
+        assert own.optimizer.param_groups[0]["lr"] == task.learning_rate

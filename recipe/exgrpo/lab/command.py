@@ -45,7 +45,8 @@ def _add_run(run: argparse.ArgumentParser) -> None:
     run.add_argument("--jobs", type=int, default=os.cpu_count(), help="processes, of one thread each (%(default)s)")
     run.add_argument("--out", type=Path, help=f"folder of the results ({FOLDER}/SUITE)")
     run.add_argument("--cache", type=Path, default=FOLDER / "bases", help="folder of the base models (%(default)s)")
-    for name in ("steps", "learning_rate", "entropy_coeff", "eval_every", "heldout_questions"):
+    run.add_argument("--learning-rate", type=float, help="(default: the family's own)")
+    for name in ("steps", "entropy_coeff", "eval_every", "heldout_questions"):
         value = getattr(settings, name)
         run.add_argument(f"--{name.replace('_', '-')}", type=type(value), default=value, help="(%(default)s)")
     run.add_argument("--clean-steps", type=int, default=recipe.clean_steps, help="of a base's training (%(default)s)")

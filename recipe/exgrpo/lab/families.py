@@ -35,12 +35,16 @@ class Faults:
 
 
 class Family(Protocol):
-    """`pieces` are the vocabulary; prompts have at most `prompt_tokens`, responses with their end `response_tokens`."""
+    """`pieces` are the vocabulary; prompts have at most `prompt_tokens`, responses with their end `response_tokens`.
+
+    `learning_rate` is that at which on-policy training takes about 150 steps to level off.
+    """
 
     name: str
     pieces: tuple[str, ...]
     prompt_tokens: int
     response_tokens: int
+    learning_rate: float
 
     def questions(self, n: int, rng: np.random.Generator, exclude: Container = ()) -> list:
         """`n` distinct questions (hashable), none of them in `exclude`."""
@@ -64,6 +68,7 @@ class Chain:
     name = "chain"
     pieces = (*DIGITS, "Start ", ":", " +", " -", " *", " (mod 100)", "+", "-", "*", "=", "\n", BOX, "}")
     prompt_tokens, response_tokens = 17, 53
+    learning_rate = 1e-4
 
     def __init__(self) -> None:
         self.task = _toy_task()
@@ -95,6 +100,7 @@ class Addition:
     pieces = (*DIGITS, "+", "=", "\n", BOX, "}")
     width = 4
     prompt_tokens, response_tokens = 2 * width + 2, 9 * width + width + 4
+    learning_rate = 2e-5
 
     def questions(self, n: int, rng: np.random.Generator, exclude: Container = ()) -> list[tuple[int, int]]:
         made: dict[tuple[int, int], None] = {}

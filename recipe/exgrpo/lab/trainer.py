@@ -30,14 +30,14 @@ class LabSettings:
     """What all variants of a study share.
 
     `questions` and `group_size` are B and K. Evaluation is pass@1 at temperature 1 on the held-out questions: `eval_samples`
-    each at the start and every `eval_every` steps, `final_samples` each at the end.
+    each at the start and every `eval_every` steps, `final_samples` each at the end. `learning_rate: None` is the family's own.
     """
 
     steps: int = 150
     questions: int = 16
     group_size: int = 8
     mini_batches: int = 2
-    learning_rate: float = 1e-4
+    learning_rate: float | None = None
     entropy_coeff: float = 0.001
     grad_clip: float = 1.0
     eval_every: int = 10
@@ -48,7 +48,7 @@ class LabSettings:
 
     def __post_init__(self) -> None:
         for name, value in vars(self).items():
-            if value < 0 or (value == 0 and name not in ("entropy_coeff", "steps")):
+            if value is not None and (value < 0 or (value == 0 and name not in ("entropy_coeff", "steps"))):
                 raise ValueError(f"lab.{name} must be positive; got {value}.")
         if self.questions % self.mini_batches:
             raise ValueError(f"lab.mini_batches ({self.mini_batches}) must divide lab.questions ({self.questions}).")
@@ -85,7 +85,8 @@ class Lab:
         self.prompts = {text: self.vocabulary.encode(text) for text in self.train}
         self.stream = Stream(list(self.train), np.random.default_rng(seed))
         self.generator = torch.Generator().manual_seed(seed)
-        self.optimizer = torch.optim.AdamW(model.parameters(), lr=settings.learning_rate, weight_decay=0.01)
+        learning_rate = settings.learning_rate or task.learning_rate
+        self.optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate, weight_decay=0.01)
         self.mode = make_mode(config, settings.group_size)
         self.costs = Costs()
 
