@@ -31,6 +31,7 @@ from verl.workers.engine_workers import ActorRolloutRefWorker
 from recipe.exgrpo.config import ExGRPOConfig
 from recipe.exgrpo.fill import FILL_METRIC_NAMES, FillManager, replay_loss
 from recipe.exgrpo.replay import METRIC_NAMES, ReplayManager
+from recipe.exgrpo.sampler import interleave
 from verl_ext import advantage, polling
 from verl_ext.collection import batch_metrics, collect, fresh_keys, read_outcomes
 from verl_ext.experience_state import ExperienceState
@@ -48,15 +49,6 @@ from verl_ext.worker import ExGRPOWorker
 
 logger = logging.getLogger(__name__)
 AGENT_LOOPS = Path(__file__).with_name("agent_loops.yaml")
-
-
-def interleave(first: list, second: list) -> list:
-    """Merge two lists so that each is spread evenly, whatever their lengths.
-
-    Mini-batches are consecutive stretches of the batch: replayed questions in one block would all fall into one update.
-    """
-    placed = [((i + 0.5) / len(part), part[i]) for part in (first, second) for i in range(len(part))]
-    return [item for _, item in sorted(placed, key=lambda pair: pair[0])]
 
 
 @register_trainer("exgrpo")
@@ -151,7 +143,7 @@ class ExGRPOTrainer(PPOTrainerSync):
             row = super()._fetch_one_gen_batch()
             self.questions[row["uid"][0]] = question_id(row["extra_info"][0])
             return row
-        for _ in range(len(self.train_dataset)):
+        for _ in range(2 * len(self.train_dataset)):  # an epoch from anywhere in one may end early in the next
             row = super()._fetch_one_gen_batch()
             question = question_id(row["extra_info"][0])
             retired = self.replay.buffer.is_retired(question) and not self.reuse_retired

@@ -64,3 +64,12 @@ def sample_questions(buffer: ExperienceBuffer, n: int, config: QuestionConfig, r
     else:
         taken = allocate(sizes, log_weights(len(sizes) - 1, config), n, rng)
     return [question for k in np.flatnonzero(taken) for question in buffer.draw(int(k), int(taken[k]), rng)]
+
+
+def interleave(first: list, second: list) -> list:
+    """Merge two lists so that each is spread evenly, whatever their lengths.
+
+    Mini-batches are consecutive stretches of the batch: replayed questions in one block would all fall into one update.
+    """
+    placed = [((i + 0.5) / len(part), part[i]) for part in (first, second) for i in range(len(part))]
+    return [item for _, item in sorted(placed, key=lambda pair: pair[0])]

@@ -16,7 +16,7 @@ import verl_ext.filling
 import verl_ext.trainer
 from recipe.exgrpo.config import ExGRPOConfig, LossConfig, MaskConfig
 from recipe.exgrpo.fill import FillManager
-from recipe.exgrpo.lab.modes import Fill, Masked, Replay, interleave
+from recipe.exgrpo.lab.modes import Fill, Masked, Replay
 from recipe.exgrpo.lab.questions import Stream
 from recipe.exgrpo.lab.rows import Objective, Row, batch_loss, tensors_of
 from recipe.exgrpo.lab.trainer import write_advantages
@@ -218,12 +218,6 @@ def test_same_outcomes_give_the_same_fill(values, monkeypatch):
         filled, dropped = filled + len(theirs.advantages), dropped + theirs.dropped
     assert filled > 0
     assert dropped > 0
-
-
-def test_both_spread_replayed_questions_alike():
-    for a, b in [(0, 8), (4, 4), (3, 5), (8, 0), (1, 15)]:
-        first, second = [("a", i) for i in range(a)], [("b", i) for i in range(b)]
-        assert interleave(first, second) == verl_ext.trainer.interleave(first, second)
 
 
 @pytest.mark.parametrize("band", ["easy", "medium", "hard"])

@@ -12,8 +12,9 @@ from verl.utils.dataset.rl_dataset import collate_fn
 
 from recipe.exgrpo.config import ExGRPOConfig
 from recipe.exgrpo.replay import ReplayManager
+from recipe.exgrpo.sampler import interleave
 from verl_ext.questions import index_questions
-from verl_ext.trainer import ExGRPOTrainer, interleave
+from verl_ext.trainer import ExGRPOTrainer
 
 K, B = 4, 8
 
@@ -152,6 +153,16 @@ def test_a_small_dataset_goes_round_without_a_question_twice_in_a_batch():
         assert len(set(ids(batch))) == len(ids(batch)) == B
         seen.update(ids(batch))
     assert set(seen) == {f"q{i}" for i in range(11)}
+
+
+def test_the_last_question_left_is_found_across_an_epoch_boundary():
+    found = trainer(dataset_size=11, retired=[0, 1, 2])
+    rows = found.train_dataloader
+    # q8 has just been handed out; in the next epoch it comes last: further away than the dataset is long.
+    found.train_dataloader_it = iter([rows[i] for i in (3, 4, 5, 6, 7, 9, 10, 0, 1, 2)])
+    found.train_dataloader = [rows[i] for i in (0, 1, 2, 3, 4, 5, 6, 7, 9, 10, 8)]
+    batch = found._next_train_batch()
+    assert sorted(ids(batch)) == sorted(f"q{i}" for i in range(3, 11))
 
 
 def test_groups_that_failed_are_refilled_with_fresh_questions_of_k():

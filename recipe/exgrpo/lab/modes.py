@@ -15,6 +15,7 @@ from recipe.exgrpo.lab.questions import Stream
 from recipe.exgrpo.lab.rows import Row
 from recipe.exgrpo.outcomes import in_band
 from recipe.exgrpo.replay import METRIC_NAMES, Group, ReplayManager
+from recipe.exgrpo.sampler import interleave
 from recipe.exgrpo.selection import Scores
 
 # Scores of stored responses: (question of each, its token ids) -> one score each, in order.
@@ -28,12 +29,6 @@ class Slot:
     question: str
     rollouts: int
     planned: bool = False
-
-
-def interleave(first: list, second: list) -> list:
-    """Merge two lists so that each is spread evenly: mini-batches are consecutive stretches (as in `verl_ext.trainer`)."""
-    placed = [((i + 0.5) / len(part), part[i]) for part in (first, second) for i in range(len(part))]
-    return [item for _, item in sorted(placed, key=lambda pair: pair[0])]
 
 
 class OnPolicy:
