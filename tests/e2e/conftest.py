@@ -42,11 +42,13 @@ class Run:
         return [json.loads(line) for line in (self.folder / "rollouts" / f"{step}.jsonl").read_text().splitlines()]
 
 
-def run_toy(folder: Path, steps: int, *overrides: str, limit_s: float = LIMIT_S) -> Run:
-    """Train on the toy task through the launch script a user would call."""
+def run_toy(folder: Path, steps: int, *overrides: str, script: str = "", limit_s: float = LIMIT_S) -> Run:
+    """Train on the toy task: by the CPU launch script a user would call, or by an experiment's `script` with TINY=1."""
     env = os.environ | {"RUN": str(folder), "STEPS": str(steps), "PYTHON": sys.executable}
-    dump = f"trainer.rollout_data_dir={folder}/rollouts"
-    command = ["bash", "scripts/run_exgrpo_toy_cpu.sh", *QUICK, dump, *overrides]
+    size = (f"trainer.total_training_steps={steps}", f"trainer.rollout_data_dir={folder}/rollouts")
+    if script:
+        env["TINY"] = "1"
+    command = ["bash", f"scripts/{script or 'run_exgrpo_toy_cpu'}.sh", *QUICK, *size, *overrides]
     process = subprocess.run(
         command, cwd=ROOT, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=limit_s
     )
@@ -55,7 +57,7 @@ def run_toy(folder: Path, steps: int, *overrides: str, limit_s: float = LIMIT_S)
 
 @pytest.fixture(scope="session")
 def toy():
-    """toy(folder, steps, *overrides) -> Run, a finished run of the launch script."""
+    """toy(folder, steps, *overrides, script=...) -> Run, a finished run of a script."""
     return run_toy
 
 

@@ -33,15 +33,19 @@ def replayed(run, step: int) -> list[tuple[str, str]]:
     return [(planned[uid][K - 1]["input"], planned[uid][K - 1]["output"]) for uid in ordered]
 
 
-def fresh_successes(run, steps: range) -> set[tuple[str, str]]:
-    """(prompt, response) of this run's own successful rollouts."""
+def fresh_rows(run, steps: range, above: float) -> set[tuple[str, str]]:
+    """(prompt, response) of this run's own rollouts with a score above a bar."""
     return {
         (row["input"], row["output"])
         for step in steps
         for uid, group in groups(run, step).items()
         for session, row in group.items()
-        if row["score"] == 1 and not (uid.startswith("replay") and session == K - 1)
+        if row["score"] > above and not (uid.startswith("replay") and session == K - 1)
     }
+
+
+def fresh_successes(run, steps: range) -> set[tuple[str, str]]:
+    return fresh_rows(run, steps, above=0.5)
 
 
 def test_replay_starts_and_every_metric_moves(replay_run):
@@ -123,7 +127,8 @@ def test_a_resumed_run_plans_what_the_uninterrupted_run_planned(toy, replay_run,
 
 
 def test_off_means_off_and_the_gradient_guard_skips(toy, tmp_path):
-    run = toy(tmp_path / "run", 2, "exgrpo.enable=false", "exgrpo.runtime.max_grad_norm=1e-12", "trainer.save_freq=2")
+    guard = ("exgrpo.runtime.max_grad_norm=1e-12", "trainer.save_freq=2")
+    run = toy(tmp_path / "run", 2, *guard, script="qwen2.5-math-1.5b_on_policy")
     assert run.code == 0, run.output[-4000:]
     for step in (1, 2):
         row = run.metrics[step]
@@ -137,15 +142,19 @@ def test_off_means_off_and_the_gradient_guard_skips(toy, tmp_path):
     assert (run.folder / "global_step_2/actor").is_dir()
 
 
-def test_two_ranks(toy, tmp_path):
-    run = toy(tmp_path / "run", 3, "trainer.n_gpus_per_node=2", "trainer.save_freq=-1")
+def test_continuous_rewards_on_two_ranks(toy, tmp_path):
+    """Buckets from the spread of rewards (section 5.3); a rule with partial credit stands in for the reward model."""
+    run = toy(tmp_path / "run", 3, "trainer.n_gpus_per_node=2", "trainer.save_freq=-1", script="continuous_reward")
     assert run.code == 0, run.output[-4000:]
+    assert any(0 < row["score"] < 1 for row in run.rows(1))
+    assert run.metrics[1][f"experience/bucket/{K - 1}"] >= 1  # the widest spread of the batch, solved 7 of 8 or not
     for step in (2, 3):
         assert run.metrics[step]["experience/replayed_questions"] > 0
         assert run.metrics[step]["experience/scoring_waste"] >= 1  # candidates are padded to a multiple of two ranks
+        assert run.metrics[step]["experience/retired_questions"] == 0  # whatever was solved by all
         found = groups(run, step)
         assert all(sorted(group) == list(range(K)) for group in found.values())
-        assert set(replayed(run, step)) <= fresh_successes(run, range(1, step))
+        assert set(replayed(run, step)) <= fresh_rows(run, range(1, step), above=0.0)
 
 
 def test_a_dead_vllm_worker_ends_the_run_with_an_error(start_toy, tmp_path):

@@ -39,6 +39,9 @@ def test_settings_that_are_there_are_kept_and_modules_appended_once(accelerator)
     assert prepare_environment(env)
     assert env["VERL_USE_EXTERNAL_MODULES"] == f"mine,{PLUGIN}"
     assert (env["OMP_NUM_THREADS"], env["VLLM_CPU_KVCACHE_SPACE"]) == ("7", "4")
+    blank = {"OMP_NUM_THREADS": ""}
+    prepare_environment(blank)
+    assert int(blank["OMP_NUM_THREADS"]) >= 1
 
 
 @pytest.mark.parametrize(

@@ -55,7 +55,7 @@ def prepare_environment(env: MutableMapping[str, str] | None = None) -> bool:
     env["VERL_PLATFORM"] = "cpu"
     env["VERL_USE_EXTERNAL_MODULES"] = _append(env.get("VERL_USE_EXTERNAL_MODULES", ""), PLUGIN)
     for name, value in _defaults().items():
-        env.setdefault(name, value)
+        env[name] = env.get(name) or value  # set to nothing means the same as not set, to Ray and torch too
     return True
 
 
