@@ -79,6 +79,7 @@ def main() -> None:
     parser.add_argument("--workers", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--deadline", type=float, default=5.0, help="seconds")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--json", action="store_true", help="print the figures as one JSON object on the last line")
     args = parser.parse_args()
 
     samples = make_responses(load_pairs(args.data), args.responses, args.seed)
@@ -98,6 +99,8 @@ def main() -> None:
         share = rates[workers] / workers / rates[0]
         table.add_row(str(workers), f"{rates[workers]:.0f}", f"{share:.2f}", *counts)
     Console(width=100).print(table)
+    if args.json:
+        print(json.dumps({"bare": rates[0], **{f"workers_{n}": rates[n] for n in args.workers}}))
 
 
 if __name__ == "__main__":
