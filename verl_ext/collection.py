@@ -5,10 +5,11 @@ from collections.abc import Mapping
 import numpy as np
 import torch
 import transfer_queue as tq
+from tensordict import TensorDict
 from transfer_queue import KVBatchMeta
 
 from recipe.exgrpo.replay import Group, ReplayManager
-from verl_ext.injection import Replay, siblings
+from verl_ext.injection import Replay, session_of, siblings, uid_of
 
 
 def fresh_keys(batch: KVBatchMeta, replays: list[Replay]) -> list[str]:
@@ -48,29 +49,42 @@ def collect(
 
     `questions` maps uid -> question id in batch order, which fixes the order of storage whatever order rollouts came in.
     """
-    fresh = siblings(sorted(rewards, key=lambda key: int(key.rsplit("_", 2)[1])))
-    past = {replay.key.rsplit("_", 2)[0]: replay.trajectory.reward for replay in replays}
-    uids = [uid for uid in questions if uid in fresh]
-    groups = [Group(questions[uid], [rewards[key] for key in fresh[uid]], past.get(uid)) for uid in uids]
+    fresh = ordered_groups(rewards, questions)
+    past = {uid_of(replay.key): replay.trajectory.reward for replay in replays}
+    groups = [Group(questions[uid], [rewards[key] for key in keys], past.get(uid)) for uid, keys in fresh]
     chosen = [
-        (groups[position].question, fresh[uids[position]][member])
+        (groups[position].question, fresh[position][1][member])
         for position, members in replay.grade(groups).items()
         for member in members
     ]
     if chosen:
-        keys = [key for _, key in chosen]
-        data = tq.kv_batch_get(
-            keys=keys, partition_id=batch.partition_id, select_fields=["responses", "loss_mask", "old_log_probs"]
-        )
+        data = read_plain([key for _, key in chosen], batch.partition_id)
         for i, (question, key) in enumerate(chosen):
-            # Not `response_mask`, from which verl's rollout correction takes the tokens that it rejects.
-            check_plain(data["loss_mask"][i], key)
             replay.store(
                 question, data["responses"][i].numpy(), data["old_log_probs"][i].float().numpy(), rewards[key], step
             )
 
 
-def check_plain(mask: torch.Tensor, key: str) -> None:
+def ordered_groups(rewards: Mapping[str, float], questions: Mapping[str, str]) -> list[tuple[str, list[str]]]:
+    """(uid, keys) of every group with a rollout: groups in the plan's order, members by session, whatever came first."""
+    groups = siblings(sorted(rewards, key=session_of))
+    return [(uid, groups[uid]) for uid in questions if uid in groups]
+
+
+def read_plain(keys: list[str], partition_id: str, *fields: str) -> TensorDict:
+    """`responses`, `old_log_probs` and further `fields` of rows worth keeping.
+
+    Raises NotImplementedError for a response with tokens that are not the model's own.
+    """
+    wanted = ["responses", "loss_mask", "old_log_probs", *fields]
+    data = tq.kv_batch_get(keys=keys, partition_id=partition_id, select_fields=wanted)
+    for i, key in enumerate(keys):
+        # Not `response_mask`, from which verl's rollout correction takes the tokens that it rejects.
+        _check_plain(data["loss_mask"][i], key)
+    return data
+
+
+def _check_plain(mask: torch.Tensor, key: str) -> None:
     if not bool(mask.bool().all()):
         raise NotImplementedError(
             f"trajectory {key} has response tokens that are not the model's own (tool or multi-turn data); "

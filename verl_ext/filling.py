@@ -16,8 +16,8 @@ from verl.utils.tensordict_utils import list_of_dict_to_tensordict
 from recipe.exgrpo.buffer import Trajectory
 from recipe.exgrpo.fill import Entry, Filled, FillManager, Response
 from recipe.exgrpo.replay import Group
-from verl_ext.collection import check_plain
-from verl_ext.injection import nested, read_rows, replayed_row, replayed_tag, siblings
+from verl_ext.collection import ordered_groups, read_plain
+from verl_ext.injection import nested, read_rows, replayed_row, replayed_tag, uid_of
 from verl_ext.masking import flag_rows
 
 # Per-token fields of a fresh row that a filled one cannot have. Rows without a field that others have are legal in
@@ -43,18 +43,14 @@ def fill_batch(
     which fixes the order of draws whatever order rollouts came in. The batch keeps its size and order: a filled row stands
     where a dropped one stood, so that every rank and mini-batch keeps its share.
     """
-    of = siblings(sorted(rewards, key=_session))
-    uids = [uid for uid in questions if uid in of]
-    groups = [of[uid] for uid in uids]
-    plan = manager.plan(
-        [Group(questions[uid], [rewards[key] for key in keys]) for uid, keys in zip(uids, groups, strict=True)]
-    )
-    entries = [
-        _entry(questions[uids[i]], [groups[i][member] for member in members], batch.partition_id)
-        for i, members in plan.to_store.items()
+    groups = ordered_groups(rewards, questions)
+    plan = manager.plan([Group(questions[uid], [rewards[key] for key in keys]) for uid, keys in groups])
+    stored = [
+        (questions[groups[i][0]], [groups[i][1][member] for member in members]) for i, members in plan.to_store.items()
     ]
+    entries = _entries(stored, batch.partition_id)
     filled = manager.exchange(entries, plan.budget, step)
-    leaving = {key for i in plan.dropped for key in groups[i]}
+    leaving = {key for i in plan.dropped for key in groups[i][1]}
     slots = [key for key in batch.keys if key in leaving]
     names = [f"fill{step}x{i}_0_0" for i in range(len(filled))]
     if filled:
@@ -74,24 +70,22 @@ def write_advantages(advantages: dict[str, float], partition_id: str) -> None:
     tq.kv_batch_put(keys=keys, partition_id=partition_id, fields=fields)
 
 
-def _uid(key: str) -> str:
-    return key.rsplit("_", 2)[0]
-
-
-def _session(key: str) -> int:
-    return int(key.rsplit("_", 2)[1])
-
-
-def _entry(question: str, successes: list[str], partition_id: str) -> Entry:
-    """The successes of one mixed group, by key, with the log-probs of pi_old."""
-    fields = ["prompts", "responses", "loss_mask", "old_log_probs"]
-    data = tq.kv_batch_get(keys=successes, partition_id=partition_id, select_fields=fields)
-    for i, key in enumerate(successes):
-        check_plain(data["loss_mask"][i], key)
-    responses = [
-        Response(data["responses"][i].numpy(), data["old_log_probs"][i].float().numpy()) for i in range(len(successes))
+def _entries(successes: list[tuple[str, list[str]]], partition_id: str) -> list[Entry]:
+    """One entry a mixed group, from (question, keys of its successes), with the log-probs of pi_old; one read for all."""
+    keys = [key for _, group in successes for key in group]
+    if not keys:
+        return []
+    data = read_plain(keys, partition_id, "prompts")
+    row = {key: i for i, key in enumerate(keys)}
+    return [
+        Entry(
+            question,
+            len(group),
+            data["prompts"][row[group[0]]].numpy(),
+            [Response(data["responses"][row[k]].numpy(), data["old_log_probs"][row[k]].float().numpy()) for k in group],
+        )
+        for question, group in successes
     ]
-    return Entry(question, len(successes), data["prompts"][0].numpy(), responses)
 
 
 def _exchange_rows(batch: KVBatchMeta, slots: dict[str, tuple[str, Filled]]) -> KVBatchMeta:
@@ -122,7 +116,7 @@ def _filled_row(slot: dict, name: str, filled: Filled) -> dict:
     prompt = torch.as_tensor(filled.prompt_ids, dtype=slot["prompts"].dtype)
     row = replayed_row(slot | {"prompts": prompt}, _trajectory(filled), session=0)
     row["old_log_probs"] = torch.as_tensor(filled.response.log_probs)
-    row["uid"] = _uid(name)
+    row["uid"] = uid_of(name)
     return {key: value for key, value in row.items() if key not in FRESH_ONLY}
 
 

@@ -33,11 +33,16 @@ class Replay:
     trajectory: Trajectory
 
 
+def uid_of(key: str) -> str:
+    """The group that a trajectory key belongs to."""
+    return key.rsplit("_", 2)[0]
+
+
 def siblings(keys: list[str]) -> dict[str, list[str]]:
     """Trajectory keys grouped by uid, in batch order."""
     groups: dict[str, list[str]] = defaultdict(list)
     for key in keys:
-        groups[key.rsplit("_", 2)[0]].append(key)
+        groups[uid_of(key)].append(key)
     return dict(groups)
 
 
@@ -118,14 +123,15 @@ def inject(batch: KVBatchMeta, replays: list[Replay], group_size: int, uids: lis
         )
         tags |= dict(zip(keys, new_tags, strict=True))
     rank = {uid: i for i, uid in enumerate(uids)}
-    order = sorted(tags, key=lambda key: (rank[key.rsplit("_", 2)[0]], *_session(key)))
+    order = sorted(tags, key=lambda key: (rank[uid_of(key)], *session_of(key)))
     # A fresh object: KVBatchMeta fixes its size at construction. Extra info (temperature and the like) travels along.
     merged = KVBatchMeta(partition_id=batch.partition_id, keys=order, tags=[tags[key] for key in order])
     merged.extra_info.update(batch.extra_info)
     return merged
 
 
-def _session(key: str) -> tuple[int, int]:
+def session_of(key: str) -> tuple[int, int]:
+    """Session and index of a trajectory key: its place in its group."""
     _, session, index = key.rsplit("_", 2)
     return int(session), int(index)
 

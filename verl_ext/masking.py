@@ -12,12 +12,6 @@ from verl_ext.injection import siblings
 IN_UPDATE = "in_update"
 
 
-def rewards_of(keys: list[str], partition_id: str) -> dict[str, float]:
-    """Reward of each trajectory, the sum of its token scores."""
-    scores = tq.kv_batch_get(keys=keys, partition_id=partition_id, select_fields=["rm_scores"])["rm_scores"]
-    return {key: float(scores[i].sum()) for i, key in enumerate(keys)}
-
-
 def out_of_band(rewards: dict[str, float], band: str, threshold: float) -> list[str]:
     """Keys of the groups whose success rate is outside `band` (masked GRPO, App. F.1)."""
     outside = []
@@ -36,8 +30,8 @@ def flag_rows(batch: KVBatchMeta, dropped: list[str]) -> None:
     )
 
 
-def mask_groups(batch: KVBatchMeta, band: str, threshold: float) -> int:
+def mask_groups(batch: KVBatchMeta, rewards: dict[str, float], band: str, threshold: float) -> int:
     """Take all groups outside `band` out of the update; returns how many trajectories that were."""
-    dropped = out_of_band(rewards_of(batch.keys, batch.partition_id), band, threshold)
+    dropped = out_of_band(rewards, band, threshold)
     flag_rows(batch, dropped)
     return len(dropped)

@@ -72,7 +72,7 @@ class ExGRPOTrainer(PPOTrainerSync):
         self.scoring_waste, self.scoring_calls = 0.0, 0
         self.dropped = 0  # trajectories of this step that are out of the update
         self.filling: Filling | None = None
-        self.outcomes: tuple[dict[str, float], list[dict]] | None = None  # read before fill mode exchanges rows
+        self.outcomes: tuple[dict[str, float], list[dict]] | None = None  # of all rollouts, before rows leave
         with open_dict(config):
             # verl derives its asynchronous code paths from any name other than this one.
             config.trainer.v1.trainer_mode = "sync"
@@ -86,6 +86,11 @@ class ExGRPOTrainer(PPOTrainerSync):
     def manager(self) -> ReplayManager | FillManager | None:
         """What is saved, loaded and scheduled: replay or fill; None on-policy and in masked mode."""
         return self.replay or self.fill
+
+    @property
+    def receiving(self) -> dict[str, str]:
+        """The planned questions whose group receives a stored trajectory: all, or by `exgrpo.inject: false` none."""
+        return self.planned if self.settings.inject else {}
 
     # ---- set-up ----------------------------------------------------------------------------------------------------
 
@@ -170,8 +175,7 @@ class ExGRPOTrainer(PPOTrainerSync):
         order = interleave(list(range(len(planned))), list(range(len(planned), size)))
         batch = tu.index_select_tensor_dict(batch, order)
         self.questions = {uid: self.questions[uid] for uid in batch["uid"]}
-        stored = self.planned if self.settings.inject else {}
-        rollouts = [self.group_size - (uid in stored) for uid in self.questions]
+        rollouts = [self.group_size - (uid in self.receiving) for uid in self.questions]
         tu.assign_non_tensor_data(batch, "global_steps", self.global_steps)
         tu.assign_non_tensor_stack(batch, "__rollout_n__", rollouts)
         return batch
@@ -201,16 +205,16 @@ class ExGRPOTrainer(PPOTrainerSync):
             batch = self._inject(batch)
         elif self.mode in ("fill", "masked"):
             batch = inject(batch, [], self.group_size, list(self.questions))
+            self.outcomes = read_outcomes(batch.keys, batch.partition_id)
         if self.mode == "masked":
             threshold = self.settings.bookkeeping.success_threshold
-            self.dropped = mask_groups(batch, self.settings.mask.band, threshold)
+            self.dropped = mask_groups(batch, self.outcomes[0], self.settings.mask.band, threshold)
         return super()._balance_batch(batch, metrics, **kwargs)
 
     def _inject(self, batch: KVBatchMeta) -> KVBatchMeta:
         """Add the selected trajectory of each planned question whose fresh siblings did not all fail."""
         groups = siblings(batch.keys)
-        stored = self.planned if self.settings.inject else {}
-        live = {uid: question for uid, question in stored.items() if uid in groups}
+        live = {uid: question for uid, question in self.receiving.items() if uid in groups}
         with marked_timer("score_candidates", self.timing_raw):
             scores = self._score(live, groups, batch.partition_id)
         for uid, question in live.items():
@@ -261,7 +265,6 @@ class ExGRPOTrainer(PPOTrainerSync):
 
     def _exchange(self, batch: KVBatchMeta) -> KVBatchMeta:
         """Fill mode: past successes for groups without signal, now that this step's log-probs are known."""
-        self.outcomes = read_outcomes(fresh_keys(batch, []), batch.partition_id)
         with marked_timer("experience", self.timing_raw):
             self.filling = fill_batch(self.fill, batch, self.outcomes[0], self.questions, self.global_steps)
         self.dropped = self.filling.dropped

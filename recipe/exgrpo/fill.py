@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from recipe.exgrpo.config import ExGRPOConfig, LossConfig
-from recipe.exgrpo.replay import Group
+from recipe.exgrpo.replay import Group, check_group_size
 from recipe.exgrpo.schedule import DelayedStart
 
 STATE_VERSION = 1
@@ -159,8 +159,7 @@ class FillManager:
     """
 
     def __init__(self, config: ExGRPOConfig, group_size: int) -> None:
-        if group_size < 2:
-            raise ValueError(f"actor_rollout_ref.rollout.n must be at least 2 for a group advantage; got {group_size}.")
+        check_group_size(group_size)
         self.config = config.fill
         self.success_threshold = config.bookkeeping.success_threshold
         self.group_size = group_size

@@ -76,6 +76,12 @@ class StepReport:
     evicted: dict[str, int] = field(default_factory=dict)
 
 
+def check_group_size(group_size: int) -> None:
+    """Raise ValueError for a K without a group advantage."""
+    if group_size < 2:
+        raise ValueError(f"actor_rollout_ref.rollout.n must be at least 2 for a group advantage; got {group_size}.")
+
+
 def _mean(values: Sequence[float]) -> float:
     finite = [v for v in values if math.isfinite(v)]
     return float(np.mean(finite)) if finite else 0.0
@@ -85,8 +91,7 @@ class ReplayManager:
     """Experience replay for groups of `group_size` = K trajectories under `config`; `buffer` for resumed runs."""
 
     def __init__(self, config: ExGRPOConfig, group_size: int, buffer: ExperienceBuffer | None = None) -> None:
-        if group_size < 2:
-            raise ValueError(f"actor_rollout_ref.rollout.n must be at least 2 for a group advantage; got {group_size}.")
+        check_group_size(group_size)
         self.config = config
         self.group_size = group_size
         self.buffer = ExperienceBuffer(group_size, config.buffer) if buffer is None else buffer

@@ -12,14 +12,14 @@ import shutil
 import subprocess
 import sys
 from datetime import UTC, datetime
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
 from verl_ext.preflight_data import SPLITS, manifest_of, paths_of
-from verl_ext.tensor_file import sync_folder
+from verl_ext.preflight_environment import installed
+from verl_ext.tensor_file import sync_folder, write_durably
 
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGES = (
@@ -45,8 +45,9 @@ def record_start(config: DictConfig) -> Path:
     partial = parent / f".{folder.name}.{os.getpid()}.partial"
     partial.mkdir()
     try:
-        _write(partial / "config.yaml", OmegaConf.to_yaml(config, resolve=True))
-        _write(partial / "run.json", json.dumps(describe_start(config), indent=2, ensure_ascii=False) + "\n")
+        described = json.dumps(describe_start(config), indent=2, ensure_ascii=False) + "\n"
+        write_durably(partial / "config.yaml", [OmegaConf.to_yaml(config, resolve=True).encode()])
+        write_durably(partial / "run.json", [described.encode()])
         sync_folder(partial)
         partial.rename(folder)
         sync_folder(parent)
@@ -72,13 +73,7 @@ def describe_start(config: DictConfig) -> dict[str, Any]:
 
 def versions() -> dict[str, str]:
     """Versions of the packages that shape a result, those that are installed."""
-    found = {}
-    for name in PACKAGES:
-        try:
-            found[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            continue
-    return found
+    return {name: found for name in PACKAGES if (found := installed(name))}
 
 
 def git_state(root: Path) -> dict[str, Any] | None:
@@ -103,10 +98,3 @@ def describe_file(key: str, path: str) -> dict[str, Any]:
     with Path(path).open("rb") as stream:
         digest = hashlib.file_digest(stream, "sha256").hexdigest()
     return {"key": key, "path": path, "sha256": digest, "manifest": manifest_of(path)}
-
-
-def _write(path: Path, text: str) -> None:
-    with path.open("w", encoding="utf-8") as stream:
-        stream.write(text)
-        stream.flush()
-        os.fsync(stream.fileno())

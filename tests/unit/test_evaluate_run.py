@@ -161,11 +161,13 @@ def test_kill_of_the_whole_command_leaves_no_process_and_resumes(uninterrupted, 
 
 
 def test_ctrl_c_stops_the_workers_and_says_how_to_go_on(command, tmp_path, monkeypatch):
-    monkeypatch.setenv("STAND_IN_HANGS_AT", "1")
+    monkeypatch.setenv("STAND_IN_HANGS_AT", str(CHUNK + 1))
     line = [sys.executable, "-m", "recipe.exgrpo.evaluate", *command("stopped")]
     process = subprocess.Popen(line, cwd=ROOT, stderr=subprocess.PIPE, text=True)
-    wait_until(lambda: (tmp_path / "stopped" / "worker.0.log").exists())
+    begun = tmp_path / "stopped" / "generations.0.jsonl"  # its log is there before the worker is
+    wait_until(lambda: begun.exists() and begun.stat().st_size > 0)
     workers = psutil.Process(process.pid).children(recursive=True)
+    assert workers
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=30)
     assert process.returncode == 130

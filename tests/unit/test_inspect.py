@@ -13,9 +13,9 @@ from transformers import PreTrainedTokenizerFast
 
 from recipe.exgrpo.buffer import ExperienceBuffer
 from recipe.exgrpo.cli import main
-from recipe.exgrpo.commands.inspect_output import printable
 from recipe.exgrpo.inspection import distribution, regrade, trajectories
 from verl_ext.checkpoint import ExperienceCheckpointer
+from verl_ext.output import printable
 
 WORDS = ["<pad>", "the", "answer", "is", "\\boxed{4}", "\\boxed{5}", "\x1b[31mred", "[bold]"]
 PRINT = {"model": "tiny", "tokenizer": "words", "group_size": 4}

@@ -8,9 +8,10 @@ from transfer_queue import KVBatchMeta
 
 from recipe.exgrpo.config import ExGRPOConfig
 from recipe.exgrpo.fill import Entry, FillManager, Response
+from verl_ext.collection import read_outcomes
 from verl_ext.filling import fill_batch, write_advantages
 from verl_ext.injection import inject
-from verl_ext.masking import IN_UPDATE, rewards_of
+from verl_ext.masking import IN_UPDATE
 
 K, STEP = 4, 7
 SUCCESSES = {"solved": 4, "mixed": 1, "unsolved": 0, "half": 2}
@@ -48,7 +49,7 @@ def write_log_probs(batch: KVBatchMeta) -> None:
 
 
 def exchange(fill, batch):
-    return fill_batch(fill, batch, rewards_of(batch.keys, "train"), QUESTIONS, STEP)
+    return fill_batch(fill, batch, read_outcomes(batch.keys, "train")[0], QUESTIONS, STEP)
 
 
 def test_past_successes_take_the_places_of_groups_without_signal(rollouts, batch):
@@ -95,7 +96,7 @@ def test_mixed_groups_are_collected_after_the_draw(rollouts, batch):
     rows = rollouts.read(["half_1_0"], "old_log_probs")
     np.testing.assert_allclose(half.responses[1].log_probs, rows["half_1_0"]["old_log_probs"].numpy())
     # The next step draws them.
-    rewards = rewards_of(batch.keys, "train")
+    rewards = read_outcomes(batch.keys, "train")[0]
     again = fill_batch(fill, batch, rewards, QUESTIONS, STEP + 1)
     assert sum(key.startswith("fill") for key in again.batch.keys) == 3
     assert sorted(again.advantages.values()) == [0.5, 0.5, 0.75]
@@ -132,7 +133,7 @@ def test_before_the_start_nothing_changes(rollouts, batch):
 
 
 def test_the_order_of_arrival_decides_nothing(rollouts, batch):
-    rewards = rewards_of(batch.keys, "train")
+    rewards = read_outcomes(batch.keys, "train")[0]
     backwards = dict(reversed(rewards.items()))
     pools = []
     for order in (rewards, backwards):

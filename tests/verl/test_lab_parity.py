@@ -220,6 +220,14 @@ def test_same_outcomes_give_the_same_fill(values, monkeypatch):
     assert dropped > 0
 
 
+def test_nothing_is_replayed_in_masked_mode():
+    """The trainer has no manager then, and `loss.fresh_clip: before_replay` goes on clipping; so must the laboratory."""
+    trainer = object.__new__(ExGRPOTrainer)
+    trainer.replay = trainer.fill = None
+    assert trainer.manager is None
+    assert not Masked(ExGRPOConfig(mode="masked"), K).active
+
+
 @pytest.mark.parametrize("band", ["easy", "medium", "hard"])
 def test_masked_groups_are_the_same(band):
     groups = [[Row(f"q{k}", [1], [2], float(i < k)) for i in range(K)] for k in range(K + 1)]

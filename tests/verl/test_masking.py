@@ -8,8 +8,9 @@ from verl.utils import tensordict_utils as tu
 from verl.workers.config import ActorConfig
 
 from recipe.exgrpo.config import ExGRPOConfig, LossConfig
+from verl_ext.collection import read_outcomes
 from verl_ext.loss import exgrpo_loss
-from verl_ext.masking import IN_UPDATE, flag_rows, mask_groups, out_of_band, rewards_of
+from verl_ext.masking import IN_UPDATE, flag_rows, mask_groups, out_of_band
 from verl_ext.trainer import ExGRPOTrainer
 
 K = 4
@@ -28,7 +29,7 @@ def fill(rollouts):
 )  # 3 of 4 is both in [0.75, 1) and in (0.25, 0.75]
 def test_flags_follow_the_band(rollouts, band, kept):
     batch = fill(rollouts)
-    assert mask_groups(batch, band, 0.5) == K * (len(SUCCESSES) - len(kept))
+    assert mask_groups(batch, read_outcomes(batch.keys, "train")[0], band, 0.5) == K * (len(SUCCESSES) - len(kept))
     rows = rollouts.read(batch.keys)
     assert {key.split("_")[0] for key, row in rows.items() if row[IN_UPDATE] == 1} == kept
     assert {key.split("_")[0] for key, row in rows.items() if row[IN_UPDATE] == 0} == set(SUCCESSES) - kept
@@ -42,7 +43,7 @@ def test_rates_of_partial_groups_are_of_what_came_back():
 
 def test_rewards_are_sums_of_token_scores(rollouts):
     batch = fill(rollouts)
-    found = rewards_of(batch.keys, "train")
+    found = read_outcomes(batch.keys, "train")[0]
     assert found == {f"{uid}_{s}_0": float(s < n) for uid, n in SUCCESSES.items() for s in range(K)}
 
 

@@ -8,14 +8,13 @@ was killed and resumed makes the same batches, and the same file, as one that wa
 import json
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from verl_ext.evaluation import EvaluationError
 from verl_ext.evaluation.questions import Item
-from verl_ext.tensor_file import sync_folder
+from verl_ext.output import replacing
 
 MERGED = "generations.jsonl"
 
@@ -49,8 +48,9 @@ def scan(folder: Path, items: Sequence[Item]) -> dict[int, Line]:
     """
     found: dict[int, Line] = {}
     for file in sorted(folder.glob("generations*.jsonl")):
+        size = file.stat().st_size
         for number, start, line in _lines(file):
-            row = _row(file, number, line, last=start + len(line) == file.stat().st_size)
+            row = _row(file, number, line, last=start + len(line) == size)
             if row is None:
                 continue
             if not _belongs(row, items):
@@ -77,20 +77,6 @@ def read(folder: Path) -> Iterator[dict[str, Any]]:
     with open(folder / MERGED, "rb") as file:
         for line in file:
             yield json.loads(line)
-
-
-@contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """A file to write; flushed, it takes `path`'s place once the block is left without an exception."""
-    new = path.with_name(f".{path.name}.new")
-    try:
-        yield new
-        with open(new, "rb") as file:
-            os.fsync(file.fileno())
-        os.replace(new, path)
-        sync_folder(path.parent)
-    finally:
-        new.unlink(missing_ok=True)
 
 
 def _lines(file: Path) -> Iterator[tuple[int, int, bytes]]:

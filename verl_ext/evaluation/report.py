@@ -8,12 +8,12 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from verl_ext.evaluation.journal import replacing
 from verl_ext.evaluation.oat_like import oat_like_score
 from verl_ext.evaluation.paper import paper_results
 from verl_ext.evaluation.questions import Benchmark
 from verl_ext.evaluation.statistics import PASSED, summarise
 from verl_ext.evaluation.tables import markdown, result_tables, write_png
+from verl_ext.output import replacing
 from verl_ext.rewards import Grader
 
 BATCH = 1000  # responses in memory at once

@@ -9,8 +9,8 @@ from typing import Any
 from rich.table import Table as RichTable
 from rich.text import Text
 
-from verl_ext.evaluation.journal import replacing
 from verl_ext.evaluation.paper import paper_results
+from verl_ext.output import one_line, replacing
 
 NONE = "-"
 _MARKDOWN = re.compile(r"([\\`*_{}\[\]<>|#~!])")
@@ -39,11 +39,11 @@ def markdown(tables: Sequence[Table]) -> str:
 
 def for_terminal(table: Table) -> RichTable:
     """The table for a rich console; nothing in it is taken for markup or sent as a control character."""
-    shown = RichTable(title=Text(printable(table.title)))
+    shown = RichTable(title=Text(one_line(table.title)))
     for i, name in enumerate(table.header):
         shown.add_column(Text(name), justify="right" if i else "left", overflow="fold")
     for row in table.rows:
-        shown.add_row(*(Text(printable(cell)) for cell in row))
+        shown.add_row(*(Text(one_line(cell)) for cell in row))
     return shown
 
 
@@ -61,15 +61,10 @@ def write_png(tables: Sequence[Table], path: Path) -> None:
         axes = figure.subplots(len(tables), 1, squeeze=False, height_ratios=heights)[:, 0]
         for ax, table, width in zip(axes, tables, widths, strict=True):
             ax.axis("off")
-            ax.set_title(printable(table.title), loc="left", fontsize=10)
+            ax.set_title(one_line(table.title), loc="left", fontsize=10)
             _draw(ax, table, [w / max(map(sum, widths)) for w in width])
         with replacing(path) as new:
             FigureCanvasAgg(figure).print_png(str(new), metadata={"Software": None})
-
-
-def printable(text: str) -> str:
-    """The text with every control character spelled out."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def percent(fraction: float | None) -> str:
@@ -140,7 +135,7 @@ def _graders(results: dict[str, Any]) -> Table:
 def _markdown_table(table: Table) -> str:
     align = ["---", *["---:"] * (len(table.header) - 1)]
     lines = [table.header, align, *table.rows]
-    body = [_MARKDOWN.sub(r"\\\1", printable(cell)) if line is not align else cell for line in lines for cell in line]
+    body = [_MARKDOWN.sub(r"\\\1", one_line(cell)) if line is not align else cell for line in lines for cell in line]
     width = len(table.header)
     rows = ["| " + " | ".join(body[i : i + width]) + " |" for i in range(0, len(body), width)]
     return f"**{table.title}**\n\n" + "\n".join(rows) + "\n"
@@ -152,7 +147,7 @@ def _column_widths(table: Table) -> list[int]:
 
 
 def _draw(ax: Any, table: Table, widths: Sequence[float]) -> None:
-    cells = [[printable(cell) for cell in row] for row in (table.header, *table.rows)]
+    cells = [[one_line(cell) for cell in row] for row in (table.header, *table.rows)]
     drawn = ax.table(cellText=cells, colWidths=widths, loc="upper left", cellLoc="right", edges="horizontal")
     drawn.auto_set_font_size(False)
     drawn.set_fontsize(9)

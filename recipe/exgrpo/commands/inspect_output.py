@@ -2,9 +2,7 @@
 
 import json
 import math
-import os
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
 
@@ -13,15 +11,12 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from verl_ext.output import printable, replacing
+
 BATCH = 1000  # trajectories in a row group
 BARS = 40  # of a histogram
 SHOWN = 20  # entries of a list in a table; --json has all
 MEASURES = {"age_steps": "age, steps", "use_count": "replays", "entropy": "entropy, nats", "length": "length, tokens"}
-
-
-def printable(text: str) -> str:
-    """Model output with every control character but line breaks and tabs spelled out, so that a terminal obeys none."""
-    return "".join(c if c.isprintable() or c in "\n\t" else c.encode("unicode_escape").decode() for c in text)
 
 
 def show_summary(console: Console, report: dict) -> None:
@@ -167,17 +162,6 @@ def plot(path: Path, report: dict, columns: dict) -> None:
     entropies.set(title=f"Entropy when last scored ({len(scored):,} scored)", xlabel="nats a token")
     with replacing(path) as new:
         FigureCanvasAgg(figure).print_png(str(new))
-
-
-@contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """A file to write that takes `path`'s place once it is complete."""
-    new = path.with_name(f".{path.name}.new")
-    try:
-        yield new
-        os.replace(new, path)
-    finally:
-        new.unlink(missing_ok=True)
 
 
 def _number(value: float | None) -> str:

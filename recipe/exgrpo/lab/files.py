@@ -2,25 +2,18 @@
 
 import hashlib
 import json
-import os
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from verl_ext.tensor_file import sync_folder, write_durably
+from verl_ext.output import replacing
 
 
 def write_atomically(path: Path, content: bytes) -> None:
     """Write under a temporary name, flush, rename; parent folders are made."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        partial.unlink(missing_ok=True)
-        write_durably(partial, [content])
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
-    sync_folder(path.parent)
+    with replacing(path) as new:
+        new.write_bytes(content)
 
 
 def content_key(*parts: Any) -> str:

@@ -70,10 +70,6 @@ class OnPolicy:
 class Masked(OnPolicy):
     """Only groups of one band of success rates reach the gradient (App. F.1)."""
 
-    @property
-    def active(self) -> bool:
-        return True
-
     def arrange(self, groups: list[list[Row]], step: int) -> None:
         threshold, self.dropped = self.config.bookkeeping.success_threshold, 0
         for rows in groups:
