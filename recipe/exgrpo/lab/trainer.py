@@ -17,11 +17,11 @@ from recipe.exgrpo.lab.model import TinyTransformer, prompt_ids, response_ids, r
 from recipe.exgrpo.lab.modes import Slot, make_mode
 from recipe.exgrpo.lab.questions import Splits, Stream, make_splits
 from recipe.exgrpo.lab.rows import Objective, Row, batch_loss, tensors_of
-from recipe.exgrpo.lab.vocabulary import Vocabulary
+from recipe.exgrpo.lab.vocabulary import PAD, Vocabulary
 from recipe.exgrpo.loss import ClipRange
 from recipe.exgrpo.selection import Scores, masked_mean
 
-SCORED_ROWS = 256  # candidates in one scoring pass
+PASS_ROWS = 16  # sequences of like length in one training or scoring pass: few enough to waste little on padding
 EVALUATED_QUESTIONS = 64  # held-out questions in one sampling pass
 
 
@@ -124,26 +124,26 @@ class Lab:
     @torch.no_grad()
     def score(self, candidates: list[tuple[str, np.ndarray]]) -> Scores:
         """Mean token entropy and negative log-likelihood of stored responses under the current policy (section 4.1)."""
-        parts = []
-        for i in range(0, len(candidates), SCORED_ROWS):
-            chunk = candidates[i : i + SCORED_ROWS]
-            responses = response_ids([ids for _, ids in chunk])
-            log_probs, entropy = response_scores(
-                self.model, self._columns([self.prompts[q] for q, _ in chunk]), responses
-            )
-            mask = torch.arange(responses.shape[1]) < torch.tensor([[len(ids)] for _, ids in chunk])
-            parts.append((masked_mean(entropy, mask).numpy(), -masked_mean(log_probs, mask).numpy()))
+        entropies, nlls = np.empty(len(candidates)), np.empty(len(candidates))
+        for places in by_length([ids for _, ids in candidates]):
+            responses = response_ids([candidates[i][1] for i in places])
+            prompts = self._columns([self.prompts[candidates[i][0]] for i in places])
+            log_probs, entropy = response_scores(self.model, prompts, responses)
+            mask = responses != PAD
+            entropies[places], nlls[places] = masked_mean(entropy, mask).numpy(), -masked_mean(log_probs, mask).numpy()
         self.costs.scored_tokens += sum(len(ids) for _, ids in candidates)
-        return Scores(*(np.concatenate(values) for values in zip(*parts, strict=True)))
+        return Scores(entropies, nlls)
 
     @torch.no_grad()
     def write_behaviour(self, rows: list[Row]) -> None:
         """Log-probs of pi_old by the training model, on every row that does not bring those of its own past policy."""
         fresh = [row for row in rows if row.behaviour is None]
-        responses = response_ids([row.response for row in fresh])
-        log_probs, _ = response_scores(self.model, self._columns([row.prompt for row in fresh]), responses)
-        for row, values in zip(fresh, log_probs.numpy(), strict=True):
-            row.behaviour = values[: len(row.response)].copy()
+        for places in by_length([row.response for row in fresh]):
+            chunk = [fresh[i] for i in places]
+            responses = response_ids([row.response for row in chunk])
+            log_probs, _ = response_scores(self.model, self._columns([row.prompt for row in chunk]), responses)
+            for row, values in zip(chunk, log_probs.numpy(), strict=True):
+                row.behaviour = values[: len(row.response)].copy()
 
     def update(self, rows: list[Row]) -> dict[str, float]:
         """One optimizer step a mini-batch, the mini-batches being consecutive stretches of whole groups."""
@@ -161,10 +161,11 @@ class Lab:
         kept = [row for row in rows if row.in_update]
         terms = {"pg_loss": 0.0, "entropy_loss": 0.0}
         self.optimizer.zero_grad(set_to_none=False)  # without a row left the optimizer still steps, as verl's does
-        if kept:
-            data = tensors_of(kept, self.model.shape.prompt)
-            loss, terms = batch_loss(*response_scores(self.model, data.prompts, data.responses), data, objective)
+        for places in by_length([row.response for row in kept]):
+            data = tensors_of([kept[i] for i in places], self.model.shape.prompt)
+            loss, found = batch_loss(*response_scores(self.model, data.prompts, data.responses), data, objective)
             loss.backward()
+            terms = {name: value + found[name] for name, value in terms.items()}
         return terms | self._optimizer_step()
 
     def _optimizer_step(self) -> dict[str, float]:
@@ -189,6 +190,15 @@ class Lab:
 
     def _columns(self, prompts: Sequence[Sequence[int]]) -> torch.Tensor:
         return prompt_ids(prompts, self.model.shape.prompt)
+
+
+def by_length(responses: Sequence[Sequence[int]]) -> list[list[int]]:
+    """Places of `responses` in passes of `PASS_ROWS`, shortest first, so that a pass holds little padding.
+
+    Nothing depends on the cut: losses and scores are sums over tokens divided by constants or by a row's own length.
+    """
+    order = sorted(range(len(responses)), key=lambda i: len(responses[i]))
+    return [order[i : i + PASS_ROWS] for i in range(0, len(order), PASS_ROWS)]
 
 
 def write_advantages(groups: list[list[Row]]) -> None:
