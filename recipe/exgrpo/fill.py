@@ -65,6 +65,7 @@ class Entry:
     responses: list[Response]
     birth_step: int = 0
     uses: int = 0
+    sign: int = 1
 
     def __post_init__(self) -> None:
         self.prompt_ids = np.array(self.prompt_ids, np.int32)
@@ -166,6 +167,8 @@ class FillManager:
         self.rng = np.random.default_rng(config.seed)
         self.schedule = DelayedStart(config.start_threshold)
         self.entries: list[Entry] = []
+        self.resting: dict[str, int] = {}
+        self.signs: list[int] = []
         self.report = FillReport()
 
     @property
@@ -184,7 +187,15 @@ class FillManager:
         whole = [i for i, group in enumerate(groups) if group.size == self.group_size]
         dropped = [i for i in whole if not has_signal(groups[i].fresh_rewards)]
         hits = {i: self._successes(groups[i]) for i in whole}
+        if self.config.rest_visits:
+            solved = [groups[i].question for i, found in hits.items() if len(found) == self.group_size]
+            self.resting |= dict.fromkeys(solved, self.config.rest_visits)
         mixed = {i: found for i, found in hits.items() if 0 < len(found) < self.group_size}
+        turned = [self.config.side == "rare" and 2 * len(found) > self.group_size for found in mixed.values()]
+        self.signs = [-1 if turn else 1 for turn in turned]
+        if any(turned):
+            every = set(range(self.group_size))
+            mixed = {i: sorted(every - set(found)) if turn else found for (i, found), turn in zip(mixed.items(), turned)}
         self.report.dropped, self.report.budget = len(dropped), self.group_size * len(dropped)
         self.report.partial_groups = len(groups) - len(whole)
         return FillPlan(dropped, self.report.budget, mixed)
@@ -197,8 +208,8 @@ class FillManager:
         """
         if not self.active:
             return []
-        for entry in fresh:
-            entry.birth_step, entry.uses = step, 0
+        for entry, sign in zip(fresh, [*self.signs, *[1] * (len(fresh) - len(self.signs))], strict=True):
+            entry.birth_step, entry.uses, entry.sign = step, 0, sign
         past = self.config.source == "past"
         drawn = self._draw(self.entries if past else list(fresh), budget, step)
         if past:
@@ -206,11 +217,22 @@ class FillManager:
             self.report.added = len(fresh)
         return [
             Filled(
-                entry.question, entry.prompt_ids, response, 1.0 - entry.successes / self.group_size, entry.birth_step
+                entry.question,
+                entry.prompt_ids,
+                response,
+                entry.sign * (1.0 - entry.successes / self.group_size),
+                entry.birth_step,
             )
             for entry in drawn
             for response in entry.responses
         ]
+
+    def pass_over(self, question: str) -> bool:
+        """Whether the stream's question rests this time; counts the visit."""
+        left = self.resting.pop(question, 0)
+        if left > 1:
+            self.resting[question] = left - 1
+        return left > 0
 
     def finish_step(self, step: int, pass_rate: float) -> None:
         """Close the books of `step`: drop what can never be drawn again, and let the schedule see the pass rate."""

@@ -52,6 +52,29 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "fill_reps_2": {**FILL, "fill": {"reps": 2}},
     "fill_reps_4": {**FILL, "fill": {"reps": 4}},
     "fill_uniform": {**FILL, "fill": {"power": 0.0}},
+    "fill_power_1": {**FILL, "fill": {"power": 1.0}},
+    "fill_power_2": {**FILL, "fill": {"power": 2.0}},
+    "fill_age_50": {**FILL, "fill": {"max_age_steps": 50}},
+    "fill_rare": {**FILL, "fill": {"side": "rare"}},
+    "fill_rest_1": {**FILL, "fill": {"rest_visits": 1}},
+    "fill_rest_2": {**FILL, "fill": {"rest_visits": 2}},
+    "fill_rest_rare": {**FILL, "fill": {"side": "rare", "rest_visits": 2}},
+    # candidates on the paper's own mode, all at once
+    "unit": {**AT_ONCE, "loss": {"shaping": "policy_unit"}},
+    "truncated": {**AT_ONCE, "loss": {"shaping": "truncated"}},
+    "anneal": {**AT_ONCE, "question": {"anneal_steps": 50}},
+    "smooth": {**AT_ONCE, "bookkeeping": {"smoothing": 0.5}},
+    "reserve_4": {**AT_ONCE, "reserve": 4},
+    "cooldown_5": {**AT_ONCE, "buffer": {"cooldown_steps": 5}},
+    "max_age_20": {**AT_ONCE, "buffer": {"max_age_steps": 20}},
+    "fresh_counts_at_once": {**AT_ONCE, "bookkeeping": {"fresh_only": True}},
+    "combined": {
+        **AT_ONCE,
+        "loss": {"shaping": "truncated"},
+        "reserve": 4,
+        "question": {"anneal_steps": 50},
+        "buffer": {"max_age_steps": 20},
+    },
 }
 
 TABLE_3 = ("no_question_selection", "no_trajectory_selection", "no_selection", "highest_entropy", "lowest_perplexity")
