@@ -58,9 +58,7 @@ class QuestionConfig:
         _one_of("exgrpo.question.sigma_unit", self.sigma_unit, ("count", "accuracy"))
         _require(0 < self.mu < 1, f"exgrpo.question.mu is a success rate and must be in (0, 1); got {self.mu}.")
         _require(self.sigma > 0, f"exgrpo.question.sigma must be positive; got {self.sigma}.")
-        _require(
-            self.anneal_steps >= 0, f"exgrpo.question.anneal_steps must be at least 0; got {self.anneal_steps}."
-        )
+        _require(self.anneal_steps >= 0, f"exgrpo.question.anneal_steps must be at least 0; got {self.anneal_steps}.")
 
 
 @dataclass(frozen=True)
@@ -204,7 +202,7 @@ class FillConfig:
             _require(getattr(self, name) >= 1, f"exgrpo.fill.{name} must be at least 1; got {getattr(self, name)}.")
         _require(self.power >= 0, f"exgrpo.fill.power must be at least 0; got {self.power}.")
         _one_of("exgrpo.fill.source", self.source, ("past", "current"))
-        _one_of("exgrpo.fill.side", self.side, ("success", "rare"))
+        _one_of("exgrpo.fill.side", self.side, ("success", "rare", "group"))
         _require(self.rest_visits >= 0, f"exgrpo.fill.rest_visits must be at least 0; got {self.rest_visits}.")
 
 

@@ -65,7 +65,7 @@ class Entry:
     responses: list[Response]
     birth_step: int = 0
     uses: int = 0
-    sign: int = 1
+    advantages: list[float] | None = None
 
     def __post_init__(self) -> None:
         self.prompt_ids = np.array(self.prompt_ids, np.int32)
@@ -168,7 +168,7 @@ class FillManager:
         self.schedule = DelayedStart(config.start_threshold)
         self.entries: list[Entry] = []
         self.resting: dict[str, int] = {}
-        self.signs: list[int] = []
+        self.pending: list[tuple[int, list[float]]] = []
         self.report = FillReport()
 
     @property
@@ -191,11 +191,9 @@ class FillManager:
             solved = [groups[i].question for i, found in hits.items() if len(found) == self.group_size]
             self.resting |= dict.fromkeys(solved, self.config.rest_visits)
         mixed = {i: found for i, found in hits.items() if 0 < len(found) < self.group_size}
-        turned = [self.config.side == "rare" and 2 * len(found) > self.group_size for found in mixed.values()]
-        self.signs = [-1 if turn else 1 for turn in turned]
-        if any(turned):
-            every = set(range(self.group_size))
-            mixed = {i: sorted(every - set(found)) if turn else found for (i, found), turn in zip(mixed.items(), turned)}
+        sides = {i: self._side(found) for i, found in mixed.items()}
+        self.pending = [(count, advantages) for _, count, advantages in sides.values()]
+        mixed = {i: members for i, (members, _, _) in sides.items()}
         self.report.dropped, self.report.budget = len(dropped), self.group_size * len(dropped)
         self.report.partial_groups = len(groups) - len(whole)
         return FillPlan(dropped, self.report.budget, mixed)
@@ -208,8 +206,11 @@ class FillManager:
         """
         if not self.active:
             return []
-        for entry, sign in zip(fresh, [*self.signs, *[1] * (len(fresh) - len(self.signs))], strict=True):
-            entry.birth_step, entry.uses, entry.sign = step, 0, sign
+        for i, entry in enumerate(fresh):
+            entry.birth_step, entry.uses = step, 0
+            entry.advantages = [1.0 - entry.successes / self.group_size] * len(entry.responses)
+            if self.pending:
+                entry.successes, entry.advantages = self.pending[i]
         past = self.config.source == "past"
         drawn = self._draw(self.entries if past else list(fresh), budget, step)
         if past:
@@ -220,11 +221,11 @@ class FillManager:
                 entry.question,
                 entry.prompt_ids,
                 response,
-                entry.sign * (1.0 - entry.successes / self.group_size),
+                advantage,
                 entry.birth_step,
             )
             for entry in drawn
-            for response in entry.responses
+            for response, advantage in zip(entry.responses, entry.advantages, strict=True)
         ]
 
     def pass_over(self, question: str) -> bool:
@@ -301,6 +302,16 @@ class FillManager:
 
     def _successes(self, group: Group) -> list[int]:
         return [i for i, reward in enumerate(group.fresh_rewards) if reward > self.success_threshold]
+
+    def _side(self, successes: list[int]) -> tuple[list[int], int, list[float]]:
+        """Members to keep of a mixed group, the count that its draw weight goes by, and the members' advantages."""
+        k, size = len(successes), self.group_size
+        failures = sorted(set(range(size)) - set(successes))
+        if self.config.side == "group":
+            return list(range(size)), k, [1 - k / size if i in successes else -k / size for i in range(size)]
+        if self.config.side == "rare" and 2 * k > size:
+            return failures, size - k, [-k / size] * (size - k)
+        return successes, k, [1 - k / size] * k
 
     def _eligible(self, entry: Entry, step: int) -> bool:
         return step - entry.birth_step <= self.config.max_age_steps and entry.uses < self.config.reps

@@ -258,7 +258,11 @@ class ReplayManager:
 
     def state(self) -> dict:
         """What the buffer does not hold: generator and schedule, JSON-able."""
-        return {"rng": self.rng.bit_generator.state, "replay_active": self.schedule.active, "active_steps": self.schedule.steps}
+        return {
+            "rng": self.rng.bit_generator.state,
+            "replay_active": self.schedule.active,
+            "active_steps": self.schedule.steps,
+        }
 
     def load_state(self, state: dict, buffer: ExperienceBuffer) -> None:
         """Continue from `state()` and a restored buffer: the same next draws as without the interruption."""

@@ -5,6 +5,8 @@ import json
 import logging
 import os
 import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -13,6 +15,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from recipe.exgrpo.lab.bases import GRADES, BaseRecipe
+from recipe.exgrpo.lab.evidence import run_stages, write_document
 from recipe.exgrpo.lab.families import FAMILIES
 from recipe.exgrpo.lab.grid import Axes, Study, read_all, run_grid
 from recipe.exgrpo.lab.report import write_report
@@ -22,6 +25,7 @@ from recipe.exgrpo.lab.trainer import LabSettings
 
 logger = logging.getLogger(__name__)
 FOLDER = Path("outputs/lab")
+STUDY = Path("docs/evidence/study.yaml")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -33,6 +37,28 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--against", default=REFERENCE, metavar="VARIANT", help="reference of differences (%(default)s)"
     )
     report.add_argument("--json", action="store_true", help="print one JSON object")
+    _add_evidence(
+        modes.add_parser("evidence", help="a pre-registered study: run what is missing, judge, write its document")
+    )
+
+
+def _add_evidence(evidence: argparse.ArgumentParser) -> None:
+    evidence.add_argument(
+        "study", type=Path, nargs="?", default=STUDY, metavar="YAML", help="stages and hypotheses (%(default)s)"
+    )
+    evidence.add_argument(
+        "--document", type=Path, help="Markdown with the two marks (the file beside the study's folder)"
+    )
+    evidence.add_argument("--run", action="store_true", help="do the runs that are missing first")
+    evidence.add_argument("--stages", type=names, default=[], metavar="NAME,...", help="with --run: only these (all)")
+    evidence.add_argument(
+        "--jobs", type=int, default=os.cpu_count(), help="processes, of one thread each (%(default)s)"
+    )
+    evidence.add_argument("--out", type=Path, default=FOLDER / "evidence", help="folder of the cells (%(default)s)")
+    evidence.add_argument(
+        "--cache", type=Path, default=FOLDER / "bases", help="folder of the base models (%(default)s)"
+    )
+    evidence.add_argument("--json", action="store_true", help="print one JSON object")
 
 
 def _add_run(run: argparse.ArgumentParser) -> None:
@@ -58,7 +84,7 @@ def run(args: argparse.Namespace) -> int:
     """Carry out one `lab`; returns the exit code."""
     console = Console(stderr=True)
     try:
-        answer = run_study(args, console) if args.mode == "run" else report_study(args)
+        answer = {"run": run_study, "report": report_study, "evidence": gather_evidence}[args.mode](args, console)
     except (ValueError, OSError) as error:
         console.print(f"[red]exgrpo lab:[/] {escape(str(error))}", soft_wrap=True)
         return 1
@@ -71,14 +97,23 @@ def run(args: argparse.Namespace) -> int:
 
 def run_study(args: argparse.Namespace, console: Console) -> dict:
     """Run the grid of the command line and write its tables."""
-    if args.jobs < 1:
-        raise ValueError(f"--jobs must be at least 1; got {args.jobs}.")
-    torch.set_num_threads(1)
     shared = ("steps", "learning_rate", "entropy_coeff", "eval_every", "heldout_questions")
     settings = LabSettings(**{name: getattr(args, name) for name in shared})
     recipe = BaseRecipe(clean_steps=args.clean_steps, faulty_steps=args.faulty_steps)
     study = Study(settings, recipe, args.cache, args.out or FOLDER / args.suite.replace(",", "+"))
     cells = Axes(suite(args.suite), args.families, args.bases, args.base_seeds, args.seeds).cells()
+    with progress_bars(args.jobs, console) as advance:
+        run_grid(cells, study, args.jobs, advance)
+    written = write_tables(read_all(study.out), study.out)
+    return {"cells": len(cells), "written": [str(path) for path in written]}
+
+
+@contextmanager
+def progress_bars(jobs: int, console: Console) -> Iterator[Callable[[str, int], None]]:
+    """Bars for `run_grid`, and one torch thread for what runs in this process; ValueError for a number of jobs below 1."""
+    if jobs < 1:
+        raise ValueError(f"--jobs must be at least 1; got {jobs}.")
+    torch.set_num_threads(1)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, TimeRemainingColumn(), console=console) as progress:
         bars: dict[str, int] = {}
@@ -89,12 +124,19 @@ def run_study(args: argparse.Namespace, console: Console) -> dict:
             elif total:
                 bars[stage] = progress.add_task(stage, total=total)
 
-        run_grid(cells, study, args.jobs, advance)
-    written = write_tables(read_all(study.out), study.out)
-    return {"cells": len(cells), "written": [str(path) for path in written]}
+        yield advance
 
 
-def report_study(args: argparse.Namespace) -> dict:
+def gather_evidence(args: argparse.Namespace, console: Console) -> dict:
+    """Run what is missing of a pre-registered study, and write its document."""
+    document = args.document or args.study.parent.with_suffix(".md")
+    if args.run:
+        with progress_bars(args.jobs, console) as advance:
+            run_stages(args.study, args.stages, args.cache, args.out, args.jobs, advance)
+    return {"verdicts": write_document(args.study, document), "written": [str(document)]}
+
+
+def report_study(args: argparse.Namespace, console: Console) -> dict:
     """Write the report of a finished grid."""
     rows, written = write_report(args.folder, args.against)
     return {"rows": rows, "written": [str(path) for path in written]}

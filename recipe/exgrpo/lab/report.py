@@ -92,10 +92,16 @@ def markdown(rows: list[dict], reference: str) -> str:
         f"Pass@1 on held-out questions. Differences are to `{reference}`, paired by base seed and seed, with 95 % t-intervals;",
         "bold ones exclude zero. The area is that under the learning curve, as its mean height. Costs are means a run.",
     ]
+    return "\n".join([*parts, *setting_tables(rows), "", "![learning curves](curves.png)", ""])
+
+
+def setting_tables(rows: list[dict], level: int = 2) -> list[str]:
+    """Lines of one Markdown table a setting, under headings of `level`."""
+    lines = []
     for setting in dict.fromkeys((row["family"], row["base"]) for row in rows):
         chosen = [_cells(row) for row in rows if (row["family"], row["base"]) == setting]
-        parts += ["", f"## {setting[0]}, {setting[1]} base", "", *table_lines(HEADER, chosen)]
-    return "\n".join([*parts, "", "![learning curves](curves.png)", ""])
+        lines += ["", f"{'#' * level} {setting[0]}, {setting[1]} base", "", *table_lines(HEADER, chosen)]
+    return lines
 
 
 def _cells(row: dict) -> list[str]:

@@ -1,0 +1,196 @@
+"""A pre-registered study: stages of runs and hypotheses read from one YAML file, verdicts by its rule, one document.
+
+The file is written, and committed, before its runs are made. `run_stages` does the runs that are missing and puts their tables
+beside the file; `write_document` judges every hypothesis from those tables alone and replaces the marked part of the document.
+"""
+
+import math
+import os
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from recipe.exgrpo.lab.bases import BaseRecipe
+from recipe.exgrpo.lab.files import write_atomically
+from recipe.exgrpo.lab.grid import Axes, Study, read_all, run_grid
+from recipe.exgrpo.lab.report import Settings, figure, read_results, setting_tables, summarise
+from recipe.exgrpo.lab.stats import Interval, paired
+from recipe.exgrpo.lab.suites import REFERENCE, suite
+from recipe.exgrpo.lab.tables import RESULTS, TIMINGS, write_tables
+from recipe.exgrpo.lab.trainer import LabSettings
+from recipe.exgrpo.report_parts import shown, spread, table_lines
+
+BEGIN, END = "<!-- results: made by `exgrpo lab evidence`, do not edit -->", "<!-- end of results -->"
+HEADER = ("", "claim", "setting", "runs", "final difference", "area difference", "verdict")
+EXPECTED = ("above", "below", "not_below")
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One grid: variants (a suite or names by commas) x families x bases x base seeds x seeds.
+
+    `settings` are those of `LabSettings`, `recipe` those of `BaseRecipe`, as far as they are not the default.
+    """
+
+    suite: str
+    families: list[str]
+    bases: list[str]
+    base_seeds: list[int]
+    seeds: list[int]
+    settings: dict[str, Any] = field(default_factory=dict)
+    recipe: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def axes(self) -> Axes:
+        return Axes(suite(self.suite), self.families, self.bases, self.base_seeds, self.seeds)
+
+    @property
+    def runs(self) -> int:
+        """Planned runs of a variant in one setting."""
+        return len(self.base_seeds) * len(self.seeds)
+
+
+@dataclass(frozen=True)
+class Hypothesis:
+    """`variant` ends `above`, `below` or `not_below` the reference `against`, in each of `bases` (all of its stage when empty).
+
+    The claim is about final held-out pass@1; `not_below` allows for `margin`.
+    """
+
+    id: str
+    claim: str
+    stage: str
+    variant: str
+    expect: str
+    against: str = REFERENCE
+    bases: list[str] = field(default_factory=list)
+    margin: float = 0.01
+
+    def __post_init__(self) -> None:
+        if self.expect not in EXPECTED:
+            raise ValueError(f"hypothesis {self.id}: expect must be one of {', '.join(EXPECTED)}; got {self.expect!r}.")
+
+
+@dataclass(frozen=True)
+class Registration:
+    """A study file: stages by name, in the order in which they are run, and hypotheses."""
+
+    stages: dict[str, Stage]
+    hypotheses: list[Hypothesis]
+
+
+def load_registration(path: Path) -> Registration:
+    """Read a study file; ValueError naming what is unknown in it."""
+    values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    try:
+        stages = {name: Stage(**stage) for name, stage in values["stages"].items()}
+        hypotheses = [Hypothesis(**hypothesis) for hypothesis in values["hypotheses"]]
+    except (TypeError, KeyError) as error:
+        raise ValueError(f"{path} is not a study: {error}") from error
+    for hypothesis in hypotheses:
+        if hypothesis.stage not in stages:
+            raise ValueError(f"hypothesis {hypothesis.id}: no stage is called {hypothesis.stage!r}.")
+        missing = {hypothesis.variant, hypothesis.against} - set(stages[hypothesis.stage].axes.variants)
+        if missing:
+            raise ValueError(f"hypothesis {hypothesis.id}: stage {hypothesis.stage} does not run {min(missing)!r}.")
+    return Registration(stages, hypotheses)
+
+
+def run_stages(
+    path: Path, names: list[str], cache: Path, out: Path, jobs: int, advance: Callable[[str, int], None]
+) -> None:
+    """Do the missing runs of the stages `names` (all when empty), and put their tables into a folder beside `path`.
+
+    Also with runs missing, after an interruption: the tables hold those that are finished. `out` keeps the cells.
+    """
+    stages = load_registration(path).stages
+    for name in names or stages:
+        if name not in stages:
+            raise ValueError(f"no stage is called {name!r}; {path} has {', '.join(stages)}.")
+        stage = stages[name]
+        study = Study(LabSettings(**stage.settings), BaseRecipe(**stage.recipe), cache, out / name)
+        try:
+            run_grid(stage.axes.cells(), study, jobs, lambda what, total, name=name: advance(f"{name}: {what}", total))
+        finally:
+            publish(study.out, path.parent / name)
+
+
+def publish(grid: Path, folder: Path) -> None:
+    """Write the tables of the finished cells of `grid` into `folder`; nothing without a cell."""
+    results = read_all(grid)
+    if results:
+        for table in write_tables(results, grid):
+            if table.name in (RESULTS, TIMINGS):
+                folder.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(table, folder / table.name)
+
+
+def verdict(found: Interval | None, expect: str, margin: float, planned: int) -> str:
+    """What the 95 % interval of a paired difference says of an expectation.
+
+    `supported` when all of it is on the expected side, `contradicted` when all of it is on the other, else `undecided`; for
+    `not_below` the sides meet at -margin. `not tested` with fewer runs than were planned.
+    """
+    if found is None or found.n < planned or math.isnan(found.half):
+        return "not tested"
+    low, high = found.mean - found.half, found.mean + found.half
+    if expect == "below":
+        low, high = -high, -low
+    border = -margin if expect == "not_below" else 0.0
+    return "supported" if low > border else "contradicted" if high < border else "undecided"
+
+
+def judge(registration: Registration, results: Mapping[str, Settings]) -> list[dict[str, Any]]:
+    """One JSON-able row a hypothesis and setting: the paired differences and the verdict on the final one."""
+    rows = []
+    for hypothesis in registration.hypotheses:
+        stage = registration.stages[hypothesis.stage]
+        found = results.get(hypothesis.stage, {})
+        for setting in ((name, base) for name in stage.families for base in hypothesis.bases or stage.bases):
+            variants = found.get(setting, {})
+            ours, other = (variants.get(name) for name in (hypothesis.variant, hypothesis.against))
+            final = paired(ours.final, other.final) if ours and other else None
+            area = paired(ours.area, other.area) if ours and other else None
+            rows.append(
+                {"id": hypothesis.id, "claim": hypothesis.claim, "setting": ", ".join(setting)}
+                | {"runs": final.n if final else 0, "planned": stage.runs}
+                | spread("final", final)
+                | spread("area", area)
+                | {"verdict": verdict(final, hypothesis.expect, hypothesis.margin, stage.runs)}
+            )
+    return rows
+
+
+def results_of(path: Path, registration: Registration) -> dict[str, Settings]:
+    """The published tables of every stage that has some."""
+    folders = {name: path.parent / name for name in registration.stages}
+    return {name: read_results(folder) for name, folder in folders.items() if (folder / RESULTS).exists()}
+
+
+def write_document(path: Path, document: Path) -> list[dict[str, Any]]:
+    """Judge, draw, and replace the marked part of `document`; returns the verdicts. ValueError without the two marks."""
+    registration = load_registration(path)
+    results = results_of(path, registration)
+    rows = judge(registration, results)
+    text = document.read_text(encoding="utf-8")
+    if text.count(BEGIN) != 1 or text.count(END) != 1 or text.index(BEGIN) > text.index(END):
+        raise ValueError(f"{document} must have the line {BEGIN!r} once, and {END!r} after it.")
+    parts = ["## Verdicts", "", *table_lines(HEADER, [_cells(row) for row in rows])]
+    for name, settings in results.items():
+        picture = path.parent / name / "curves.png"
+        write_atomically(picture, figure(settings))
+        parts += ["", f"## Stage `{name}`", *setting_tables(summarise(settings, REFERENCE), level=3)]
+        parts += ["", f"![learning curves of {name}]({os.path.relpath(picture, document.parent)})"]
+    head, _, rest = text.partition(BEGIN)
+    tail = rest.partition(END)[2]
+    write_atomically(document, "\n".join([head + BEGIN, "", *parts, "", END + tail]).encode())
+    return rows
+
+
+def _cells(row: dict[str, Any]) -> list[str]:
+    differences = [shown(row, name, signed=True) for name in ("final", "area")]
+    return [row["id"], row["claim"], row["setting"], f"{row['runs']} of {row['planned']}", *differences, row["verdict"]]
