@@ -49,7 +49,7 @@ def _add_evidence(evidence: argparse.ArgumentParser) -> None:
     evidence.add_argument(
         "--document", type=Path, help="Markdown with the two marks (the file beside the study's folder)"
     )
-    evidence.add_argument("--run", action="store_true", help="do the runs that are missing first")
+    evidence.add_argument("--run", dest="missing", action="store_true", help="do the runs that are missing first")
     evidence.add_argument("--stages", type=names, default=[], metavar="NAME,...", help="with --run: only these (all)")
     evidence.add_argument(
         "--jobs", type=int, default=os.cpu_count(), help="processes, of one thread each (%(default)s)"
@@ -130,7 +130,7 @@ def progress_bars(jobs: int, console: Console) -> Iterator[Callable[[str, int], 
 def gather_evidence(args: argparse.Namespace, console: Console) -> dict:
     """Run what is missing of a pre-registered study, and write its document."""
     document = args.document or args.study.parent.with_suffix(".md")
-    if args.run:
+    if args.missing:
         with progress_bars(args.jobs, console) as advance:
             run_stages(args.study, args.stages, args.cache, args.out, args.jobs, advance)
     return {"verdicts": write_document(args.study, document), "written": [str(document)]}

@@ -15,8 +15,8 @@ from typing import Any
 import yaml
 
 from recipe.exgrpo.lab.bases import BaseRecipe
-from recipe.exgrpo.lab.files import write_atomically
-from recipe.exgrpo.lab.grid import Axes, Study, read_all, run_grid
+from recipe.exgrpo.lab.files import content_key, write_atomically
+from recipe.exgrpo.lab.grid import Axes, Study, read_cell, run_grid
 from recipe.exgrpo.lab.report import Settings, figure, read_results, setting_tables, summarise
 from recipe.exgrpo.lab.stats import Interval, paired
 from recipe.exgrpo.lab.suites import REFERENCE, suite
@@ -105,28 +105,29 @@ def run_stages(
 ) -> None:
     """Do the missing runs of the stages `names` (all when empty), and put their tables into a folder beside `path`.
 
-    Also with runs missing, after an interruption: the tables hold those that are finished. `out` keeps the cells.
+    `out` keeps the cells; stages of equal settings share those that they have in common. After an interruption the tables
+    hold the cells that are finished.
     """
     stages = load_registration(path).stages
     for name in names or stages:
         if name not in stages:
             raise ValueError(f"no stage is called {name!r}; {path} has {', '.join(stages)}.")
         stage = stages[name]
-        study = Study(LabSettings(**stage.settings), BaseRecipe(**stage.recipe), cache, out / name)
+        settings, recipe = LabSettings(**stage.settings), BaseRecipe(**stage.recipe)
+        study = Study(settings, recipe, cache, out / content_key(settings, recipe))
+        cells = stage.axes.cells()
         try:
-            run_grid(stage.axes.cells(), study, jobs, lambda what, total, name=name: advance(f"{name}: {what}", total))
+            run_grid(cells, study, jobs, lambda what, total, name=name: advance(f"{name}: {what}", total))
         finally:
-            publish(study.out, path.parent / name)
+            publish([result for cell in cells if (result := read_cell(cell, study))], out / name, path.parent / name)
 
 
-def publish(grid: Path, folder: Path) -> None:
-    """Write the tables of the finished cells of `grid` into `folder`; nothing without a cell."""
-    results = read_all(grid)
-    if results:
-        for table in write_tables(results, grid):
-            if table.name in (RESULTS, TIMINGS):
-                folder.mkdir(parents=True, exist_ok=True)
-                shutil.copyfile(table, folder / table.name)
+def publish(results: list[dict], scratch: Path, folder: Path) -> None:
+    """Write the tables of `results` into `folder`, without the large one of every training step, which stays in `scratch`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for table in write_tables(results, scratch) if results else []:
+        if table.name in (RESULTS, TIMINGS):
+            shutil.copyfile(table, folder / table.name)
 
 
 def verdict(found: Interval | None, expect: str, margin: float, planned: int) -> str:
