@@ -63,6 +63,9 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "fill_rest_2": {**FILL, "fill": {"rest_visits": 2}},
     "fill_rest_rare": {**FILL, "fill": {"side": "rare", "rest_visits": 2}},
     "fill_rest_reps": {**FILL, "fill": {"reps": 4, "rest_visits": 1}},
+    "fill_age_5": {**FILL, "fill": {"max_age_steps": 5}},
+    "fill_age_10": {**FILL, "fill": {"max_age_steps": 10}},
+    "fill_age_10_rest": {**FILL, "fill": {"max_age_steps": 10, "rest_visits": 1}},
     "fill_reps_8": {**FILL, "fill": {"reps": 8, "max_age_steps": 20}},
     # candidates on the paper's own mode, all at once
     "unit": {**AT_ONCE, "loss": {"shaping": "policy_unit"}},
