@@ -42,23 +42,18 @@ class QuestionConfig:
     code, which produced the published numbers) u and sigma are in successes and mu, a share of K, is scaled by K; with
     `sigma_unit: accuracy` (the paper's formula) u = k / K. `uniform` draws uniformly over questions, whatever their bucket
     (Table 3: no question selection). `linear`, `sqrt` and `linear_clip` weigh by k/K, its root, and min(k/K, mu).
-
-    `anneal_steps` (ours, 0 for never): buckets are alike when replay starts and take these steps to get their weights, so that
-    rarely solved questions have a turn while the policy is weak.
     """
 
     weighting: str = "gaussian"
     mu: float = 0.5
     sigma: float = 1.0
     sigma_unit: str = "count"
-    anneal_steps: int = 0
 
     def __post_init__(self) -> None:
         _one_of("exgrpo.question.weighting", self.weighting, WEIGHTINGS)
         _one_of("exgrpo.question.sigma_unit", self.sigma_unit, ("count", "accuracy"))
         _require(0 < self.mu < 1, f"exgrpo.question.mu is a success rate and must be in (0, 1); got {self.mu}.")
         _require(self.sigma > 0, f"exgrpo.question.sigma must be positive; got {self.sigma}.")
-        _require(self.anneal_steps >= 0, f"exgrpo.question.anneal_steps must be at least 0; got {self.anneal_steps}.")
 
 
 @dataclass(frozen=True)
@@ -82,9 +77,6 @@ class BookkeepingConfig:
     `outcome: reward_spread` is for continuous rewards (section 5.3): a question's bucket follows its group's reward standard
     deviation, min-max normalised over the batch, and rollouts above their group's mean are stored. No question retires then;
     `fresh_only`, `retire` and `success_threshold` have no say.
-
-    `smoothing` (ours): the share of the old count in a question's new one, so that one lucky group of K does not move it from
-    one end of the buckets to the other; 0 takes the latest count, as in the paper.
     """
 
     outcome: str = "success_count"
@@ -94,7 +86,6 @@ class BookkeepingConfig:
     fresh_only: bool = False
     keep_unsolved: bool = False
     retire: bool = True
-    smoothing: float = 0.0
     review_interval: int = 0
     review_share: float = 0.1
     success_threshold: float = 0.5
@@ -105,10 +96,6 @@ class BookkeepingConfig:
         _require(
             self.upper is None or self.upper > self.lower,
             f"exgrpo.bookkeeping.upper must exceed exgrpo.bookkeeping.lower ({self.lower}); got {self.upper}.",
-        )
-        _require(
-            0 <= self.smoothing < 1,
-            f"exgrpo.bookkeeping.smoothing is the old count's share and must be in [0, 1); got {self.smoothing}.",
         )
         _require(
             self.review_interval >= 0,
@@ -146,9 +133,7 @@ class BufferConfig:
 class LossConfig:
     """The mixed-policy objective (Eq. 4).
 
-    `shaping: policy` is f(w) = w / (w + beta); `none` is f(w) = w; `clip` is the PPO clip on w (both Table 6). Ours:
-    `policy_unit` is the same f scaled so that f'(1) = 1, for at w = 1 the paper's passes 0.083 of the gradient; `truncated`
-    weighs the log-likelihood by min(w, 1 + clip), so that a success that the policy has come to prefer still pushes.
+    `shaping: policy` is f(w) = w / (w + beta); `none` is f(w) = w; `clip` is the PPO clip on w (both Table 6).
     `importance: past` divides by the stored pi_past; `old` by pi_old (Table 6: no IS correction).
     `fresh_clip: always` clips fresh tokens (Eq. 4); `before_replay` stops clipping once replay is on (released code); `never`.
     """
@@ -159,7 +144,7 @@ class LossConfig:
     fresh_clip: str = "always"
 
     def __post_init__(self) -> None:
-        _one_of("exgrpo.loss.shaping", self.shaping, ("policy", "policy_unit", "none", "clip", "truncated"))
+        _one_of("exgrpo.loss.shaping", self.shaping, ("policy", "none", "clip"))
         _require(self.beta > 0, f"exgrpo.loss.beta must be positive; got {self.beta}.")
         _one_of("exgrpo.loss.importance", self.importance, ("past", "old"))
         _one_of("exgrpo.loss.fresh_clip", self.fresh_clip, ("always", "before_replay", "never"))
@@ -185,25 +170,18 @@ class FillConfig:
     An entry is the successes of one mixed group with k of K solved. It is eligible for `max_age_steps` and at most `reps`
     uses, and drawn with weight (1 - k/K)^power. `source: current` is the control without past data: this step's own
     successes are duplicated instead.
-
-    `side: rare` keeps the failures of a group instead, with advantage -k/K, where they are the fewer: what is rare is what
-    the group taught. `rest_visits` passes a question that all K solved over that many times before it is rolled out again.
     """
 
     reps: int = 3
     max_age_steps: int = 20
     power: float = 4.0
     source: str = "past"
-    side: str = "success"
-    rest_visits: int = 0
 
     def __post_init__(self) -> None:
         for name in ("reps", "max_age_steps"):
             _require(getattr(self, name) >= 1, f"exgrpo.fill.{name} must be at least 1; got {getattr(self, name)}.")
         _require(self.power >= 0, f"exgrpo.fill.power must be at least 0; got {self.power}.")
         _one_of("exgrpo.fill.source", self.source, ("past", "current"))
-        _one_of("exgrpo.fill.side", self.side, ("success", "rare", "group"))
-        _require(self.rest_visits >= 0, f"exgrpo.fill.rest_visits must be at least 0; got {self.rest_visits}.")
 
 
 @dataclass(frozen=True)
@@ -241,8 +219,7 @@ class ExGRPOConfig:
     questions of the buffer are drawn as ever, but all K rollouts are fresh and no stored trajectory enters the update.
 
     `rho` is the largest share of a step's questions taken from the buffer; `start_threshold` the batch Pass@1 after which
-    replay and collection begin (null: at once); `reserve` (ours, 1 is the paper) the number of eligible questions that the
-    buffer must hold for each one drawn, so that a small buffer is not drawn empty every step; `seed` feeds the one generator behind every draw. On resume,
+    replay and collection begin (null: at once); `seed` feeds the one generator behind every draw. On resume,
     `resume_without_experience` accepts a checkpoint without experience, `resume_fall_back` a damaged one by going back to
     the newest intact one, and `resume_allow` names what may have changed: model, tokenizer, group_size.
     """
@@ -252,7 +229,6 @@ class ExGRPOConfig:
     inject: bool = True
     seed: int = 0
     rho: float = 0.5
-    reserve: int = 1
     start_threshold: float | None = 0.35
     resume_without_experience: bool = False
     resume_fall_back: bool = False
@@ -273,7 +249,6 @@ class ExGRPOConfig:
             f"exgrpo.inject=false is a control of exgrpo.mode=replay; exgrpo.mode is {self.mode}.",
         )
         _require(0 <= self.rho <= 1, f"exgrpo.rho is a share of the batch and must be in [0, 1]; got {self.rho}.")
-        _require(self.reserve >= 1, f"exgrpo.reserve must be at least 1; got {self.reserve}.")
         for name in self.resume_allow:
             _one_of("exgrpo.resume_allow", name, FINGERPRINT)
         _require(self.seed >= 0, f"exgrpo.seed must be at least 0; got {self.seed}.")

@@ -65,7 +65,6 @@ class Entry:
     responses: list[Response]
     birth_step: int = 0
     uses: int = 0
-    advantages: list[float] | None = None
 
     def __post_init__(self) -> None:
         self.prompt_ids = np.array(self.prompt_ids, np.int32)
@@ -167,8 +166,6 @@ class FillManager:
         self.rng = np.random.default_rng(config.seed)
         self.schedule = DelayedStart(config.start_threshold)
         self.entries: list[Entry] = []
-        self.resting: dict[str, int] = {}
-        self.pending: list[tuple[int, list[float]]] = []
         self.report = FillReport()
 
     @property
@@ -187,13 +184,7 @@ class FillManager:
         whole = [i for i, group in enumerate(groups) if group.size == self.group_size]
         dropped = [i for i in whole if not has_signal(groups[i].fresh_rewards)]
         hits = {i: self._successes(groups[i]) for i in whole}
-        if self.config.rest_visits:
-            solved = [groups[i].question for i, found in hits.items() if len(found) == self.group_size]
-            self.resting |= dict.fromkeys(solved, self.config.rest_visits)
         mixed = {i: found for i, found in hits.items() if 0 < len(found) < self.group_size}
-        sides = {i: self._side(found) for i, found in mixed.items()}
-        self.pending = [(count, advantages) for _, count, advantages in sides.values()]
-        mixed = {i: members for i, (members, _, _) in sides.items()}
         self.report.dropped, self.report.budget = len(dropped), self.group_size * len(dropped)
         self.report.partial_groups = len(groups) - len(whole)
         return FillPlan(dropped, self.report.budget, mixed)
@@ -206,11 +197,8 @@ class FillManager:
         """
         if not self.active:
             return []
-        for i, entry in enumerate(fresh):
+        for entry in fresh:
             entry.birth_step, entry.uses = step, 0
-            entry.advantages = [1.0 - entry.successes / self.group_size] * len(entry.responses)
-            if self.pending:
-                entry.successes, entry.advantages = self.pending[i]
         past = self.config.source == "past"
         drawn = self._draw(self.entries if past else list(fresh), budget, step)
         if past:
@@ -218,22 +206,11 @@ class FillManager:
             self.report.added = len(fresh)
         return [
             Filled(
-                entry.question,
-                entry.prompt_ids,
-                response,
-                advantage,
-                entry.birth_step,
+                entry.question, entry.prompt_ids, response, 1.0 - entry.successes / self.group_size, entry.birth_step
             )
             for entry in drawn
-            for response, advantage in zip(entry.responses, entry.advantages, strict=True)
+            for response in entry.responses
         ]
-
-    def pass_over(self, question: str) -> bool:
-        """Whether the stream's question rests this time; counts the visit."""
-        left = self.resting.pop(question, 0)
-        if left > 1:
-            self.resting[question] = left - 1
-        return left > 0
 
     def finish_step(self, step: int, pass_rate: float) -> None:
         """Close the books of `step`: drop what can never be drawn again, and let the schedule see the pass rate."""
@@ -302,16 +279,6 @@ class FillManager:
 
     def _successes(self, group: Group) -> list[int]:
         return [i for i, reward in enumerate(group.fresh_rewards) if reward > self.success_threshold]
-
-    def _side(self, successes: list[int]) -> tuple[list[int], int, list[float]]:
-        """Members to keep of a mixed group, the count that its draw weight goes by, and the members' advantages."""
-        k, size = len(successes), self.group_size
-        failures = sorted(set(range(size)) - set(successes))
-        if self.config.side == "group":
-            return list(range(size)), k, [1 - k / size if i in successes else -k / size for i in range(size)]
-        if self.config.side == "rare" and 2 * k > size:
-            return failures, size - k, [-k / size] * (size - k)
-        return successes, k, [1 - k / size] * k
 
     def _eligible(self, entry: Entry, step: int) -> bool:
         return step - entry.birth_step <= self.config.max_age_steps and entry.uses < self.config.reps

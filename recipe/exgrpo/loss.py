@@ -49,12 +49,7 @@ def replayed_loss(
     """-A f(w*) with w* = pi_theta / pi_past per token, unclipped; the ablations f(w) = w and PPO clip by `config.shaping`."""
     if config.shaping == "policy":
         return -advantages * shape(log_prob - behaviour_log_prob, config.beta)
-    if config.shaping == "policy_unit":
-        unit = (1 + config.beta) ** 2 / config.beta  # 1 / f'(1)
-        return -advantages * unit * shape(log_prob - behaviour_log_prob, config.beta)
     ratio = importance_ratio(log_prob, behaviour_log_prob)
-    if config.shaping == "truncated":
-        return -advantages * ratio.detach().clamp(max=1 + clip.high) * log_prob
     return -advantages * ratio if config.shaping == "none" else clipped_loss(ratio, advantages, clip)
 
 

@@ -114,11 +114,7 @@ class ReplayManager:
         if not self.active:
             return []
         wanted = math.floor(self.config.rho * batch_size)
-        if self.config.reserve > 1:
-            wanted = min(wanted, int(self.buffer.bucket_sizes().sum()) // self.config.reserve)
-        anneal = self.config.question.anneal_steps
-        sharpness = min(1.0, self.schedule.steps / anneal) if anneal else 1.0
-        questions = sample_questions(self.buffer, wanted, self.config.question, self.rng, sharpness)
+        questions = sample_questions(self.buffer, wanted, self.config.question, self.rng)
         self.report.planned = len(questions)
         return questions
 
@@ -189,8 +185,7 @@ class ReplayManager:
             return False
         upper = self.group_size - 1 if books.upper is None else books.upper
         if books.lower < count <= upper:
-            old = self.buffer.latest_count(question)
-            self.buffer.record(question, round(books.smoothing * old + (1 - books.smoothing) * count) if old else count)
+            self.buffer.record(question, count)
             return True
         if count == 0 and not books.keep_unsolved and self.buffer.latest_count(question) is not None:
             self.buffer.record(question, 0)
@@ -258,15 +253,10 @@ class ReplayManager:
 
     def state(self) -> dict:
         """What the buffer does not hold: generator and schedule, JSON-able."""
-        return {
-            "rng": self.rng.bit_generator.state,
-            "replay_active": self.schedule.active,
-            "active_steps": self.schedule.steps,
-        }
+        return {"rng": self.rng.bit_generator.state, "replay_active": self.schedule.active}
 
     def load_state(self, state: dict, buffer: ExperienceBuffer) -> None:
         """Continue from `state()` and a restored buffer: the same next draws as without the interruption."""
         self.rng.bit_generator.state = state["rng"]
         self.schedule.active = bool(state["replay_active"]) or self.schedule.active
-        self.schedule.steps = state.get("active_steps", 0)
         self.buffer = buffer

@@ -52,7 +52,7 @@ def finish_panel(panel: "Axes", title: str, xlabel: str, ylabel: str) -> None:
     """Labels, grid and legend."""
     panel.set(title=title, xlabel=xlabel, ylabel=ylabel)
     panel.grid(alpha=0.3)
-    panel.legend(fontsize="small")
+    panel.legend(fontsize="small", loc="lower right")
 
 
 def png(drawing: "Figure") -> bytes:

@@ -55,20 +55,14 @@ def allocate(sizes: np.ndarray, logs: np.ndarray, n: int, rng: np.random.Generat
     return taken
 
 
-def sample_questions(
-    buffer: ExperienceBuffer, n: int, config: QuestionConfig, rng: np.random.Generator, sharpness: float = 1.0
-) -> list[str]:
-    """Up to `n` distinct eligible questions, fewer only when the buffer holds fewer. O(K + n).
-
-    Bucket weights are raised to the power `sharpness` in [0, 1]: 0 makes all buckets alike.
-    """
+def sample_questions(buffer: ExperienceBuffer, n: int, config: QuestionConfig, rng: np.random.Generator) -> list[str]:
+    """Up to `n` distinct eligible questions, fewer only when the buffer holds fewer. O(K + n)."""
     sizes = buffer.bucket_sizes()
     if config.weighting == "uniform":
         # Uniform over questions: bucket counts follow the hypergeometric law of drawing without replacement.
         taken = rng.multivariate_hypergeometric(sizes, min(n, int(sizes.sum())), method="marginals")
     else:
-        logs = log_weights(len(sizes) - 1, config)
-        taken = allocate(sizes, np.where(np.isfinite(logs), sharpness * logs, logs), n, rng)
+        taken = allocate(sizes, log_weights(len(sizes) - 1, config), n, rng)
     return [question for k in np.flatnonzero(taken) for question in buffer.draw(int(k), int(taken[k]), rng)]
 
 

@@ -7,10 +7,8 @@ class DelayedStart:
     def __init__(self, threshold: float | None) -> None:
         self.threshold = threshold
         self.active = threshold is None
-        self.steps = 0  # finished while active
 
     def observe(self, pass_rate: float) -> None:
         """Take note of the mean reward of a finished step's fresh rollouts; takes effect at the next step."""
-        self.steps += self.active
         if self.threshold is not None and pass_rate > self.threshold:
             self.active = True

@@ -90,7 +90,7 @@ def test_there_is_a_script_for_every_backbone_method_and_ablation():
     backbones = set(TABLE["backbones"]) - {"qwen2.5-7b"}
     assert {f"{name}_{method}" for name in backbones for method in ("exgrpo", "on_policy")} <= stems
     assert {path.stem for path in SCRIPTS if path.parent.name == "ablations"} == set(TABLE["ablations"])
-    assert {"masked_grpo", "continuous_reward", "continuous_reward_on_policy"} <= stems
+    assert {"masked_grpo", "continuous_reward", "continuous_reward_on_policy", "qwen2.5-math-7b_robust"} <= stems
 
 
 def test_table_and_presets_have_the_same_names():

@@ -149,9 +149,6 @@ class Fill(OnPolicy):
     def loss(self) -> LossConfig:
         return replay_loss(self.config.loss)
 
-    def slots(self, stream: Stream, size: int) -> list[Slot]:
-        return [Slot(stream.next_unless(self.manager.pass_over), self.group_size) for _ in range(size)]
-
     def arrange(self, groups: list[list[Row]], step: int) -> None:
         plan = self.manager.plan([group_of(rows) for rows in groups])
         entries = [entry_of([groups[i][j] for j in members]) for i, members in plan.to_store.items()]
