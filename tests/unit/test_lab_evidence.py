@@ -96,10 +96,12 @@ def test_only_the_marked_part_of_the_document_changes_and_it_repeats(tmp_path):
     publish(tmp_path)
     write_document(path, tmp_path / "evidence.md")
     text = (tmp_path / "evidence.md").read_text()
-    assert text.startswith(f"# Before\n\n{BEGIN}\n") and text.endswith(f"\n{END}\n\nafter\n")
+    assert text.startswith(f"# Before\n\n{BEGIN}\n")
+    assert text.endswith(f"\n{END}\n\nafter\n")
     assert "old" not in text
     assert "| H1 | fill \\| ends above | addition, mid | 3 of 3 | **+0.103" in text
-    assert "### addition, mid base" in text and "(evidence/main/curves.png)" in text
+    assert "### addition, mid base" in text
+    assert "(evidence/main/curves.png)" in text
     assert (tmp_path / "evidence" / "main" / "curves.png").read_bytes().startswith(b"\x89PNG")
     write_document(path, tmp_path / "evidence.md")
     assert (tmp_path / "evidence.md").read_text() == text
@@ -115,7 +117,7 @@ def test_before_any_run_every_claim_is_untested(tmp_path):
 def test_a_document_without_its_two_marks_is_refused(tmp_path, text):
     path = write_study(tmp_path)
     (tmp_path / "evidence.md").write_text(text)
-    with pytest.raises(ValueError, match="evidence.md must have the line"):
+    with pytest.raises(ValueError, match="must have the line"):
         write_document(path, tmp_path / "evidence.md")
     assert (tmp_path / "evidence.md").read_text() == text
 
@@ -139,7 +141,8 @@ def test_the_command_runs_what_is_missing_and_judges(tmp_path, capsys):
     command = ["lab", "evidence", str(path), "--run", "--jobs", "1", "--out", str(tmp_path / "cells")]
     assert cli.main([*command, "--cache", str(tmp_path / "bases"), "--json"]) == 0
     (row,) = json.loads(capsys.readouterr().out)["verdicts"]
-    assert row["runs"] == 2 and row["verdict"] in ("supported", "contradicted", "undecided")
+    assert row["runs"] == 2
+    assert row["verdict"] in ("supported", "contradicted", "undecided")
     published = read_results(path.parent / "main")
     assert {name: len(runs.curves) for name, runs in published["addition", "mid"].items()} == {
         "on_policy": 2,

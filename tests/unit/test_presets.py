@@ -10,6 +10,7 @@ from omegaconf import OmegaConf
 from recipe.exgrpo.cli import main
 from recipe.exgrpo.composition import CONFIG_DIR, ROOT, CompositionError, compose, resolve_target, script_overrides
 from recipe.exgrpo.config import ExGRPOConfig
+from recipe.exgrpo.lab.suites import variant
 from recipe.exgrpo.paper_settings import differences, expected_settings, flatten, load_table
 
 # The experiment scripts are those that source the common launcher.
@@ -125,6 +126,13 @@ def test_twins_differ_in_nothing_but_experience(composed):
         changed = {key for key in a if a[key] != b[key]} - {"exgrpo.enable", "preset.method"}
         # Names and folders of the two runs.
         assert all(key.endswith(("experiment_name", "default_local_dir", "experiment")) for key in changed), changed
+
+
+def test_the_recommended_preset_is_the_laboratorys_fill(composed):
+    """What docs/evidence.md recommends and what it tested must be one thing."""
+    config = composed(ROOT / "scripts" / "qwen2.5-math-7b_robust.sh")
+    here = ExGRPOConfig.from_mapping(OmegaConf.to_container(config.exgrpo, resolve=True))
+    assert here == variant("fill", seed=config.exgrpo.seed)
 
 
 @pytest.mark.parametrize("band", ["easy", "medium", "hard"])
