@@ -1,18 +1,16 @@
 """The report of a study: Markdown tables and a figure of learning curves, the same bytes from the same results."""
 
-import io
-import math
 from collections import defaultdict
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 
 from recipe.exgrpo.lab.files import write_atomically
-from recipe.exgrpo.lab.stats import Interval, area_under_curve, interval, paired
+from recipe.exgrpo.lab.stats import area_under_curve, interval, paired
 from recipe.exgrpo.lab.suites import VARIANTS
 from recipe.exgrpo.lab.tables import RESULTS, TIMINGS, read_table
+from recipe.exgrpo.report_parts import draw_curve, finish_panel, png, shown, spread, table_lines
 
 COSTS = ("fresh_rollouts", "sampled_tokens", "updated_tokens", "scored_tokens")
 HEADER = (
@@ -77,20 +75,14 @@ def summarise(results: Settings, reference: str) -> list[dict]:
             area = paired(runs.area, other.area) if differs else None
             rows.append(
                 {"family": name, "base": base, "variant": label, "runs": len(runs.curves)}
-                | _spread("final", interval(list(runs.final.values())))
-                | _spread("final_difference", final)
-                | _spread("area", interval(list(runs.area.values())))
-                | _spread("area_difference", area)
+                | spread("final", interval(list(runs.final.values())))
+                | spread("final_difference", final)
+                | spread("area", interval(list(runs.area.values())))
+                | spread("area_difference", area)
                 | {cost: float(np.mean([spent[cost] for spent in runs.costs.values()])) for cost in COSTS}
                 | {"seconds": float(np.mean(list(runs.seconds.values())))}
             )
     return rows
-
-
-def _spread(name: str, found: Interval | None) -> dict[str, float | None]:
-    if found is None:
-        return {name: None, f"{name}_half": None}
-    return {name: found.mean, f"{name}_half": None if math.isnan(found.half) else found.half}
 
 
 def markdown(rows: list[dict], reference: str) -> str:
@@ -101,8 +93,8 @@ def markdown(rows: list[dict], reference: str) -> str:
         "bold ones exclude zero. The area is that under the learning curve, as its mean height. Costs are means a run.",
     ]
     for setting in dict.fromkeys((row["family"], row["base"]) for row in rows):
-        parts += ["", f"## {setting[0]}, {setting[1]} base", "", _line(HEADER), _line(["---"] * len(HEADER))]
-        parts += [_line(_cells(row)) for row in rows if (row["family"], row["base"]) == setting]
+        chosen = [_cells(row) for row in rows if (row["family"], row["base"]) == setting]
+        parts += ["", f"## {setting[0]}, {setting[1]} base", "", *table_lines(HEADER, chosen)]
     return "\n".join([*parts, "", "![learning curves](curves.png)", ""])
 
 
@@ -110,26 +102,13 @@ def _cells(row: dict) -> list[str]:
     return [
         f"`{row['variant']}`",
         str(row["runs"]),
-        _shown(row, "final"),
-        _shown(row, "final_difference", signed=True),
-        _shown(row, "area"),
-        _shown(row, "area_difference", signed=True),
+        shown(row, "final"),
+        shown(row, "final_difference", signed=True),
+        shown(row, "area"),
+        shown(row, "area_difference", signed=True),
         *(f"{row[cost]:,.0f}" for cost in COSTS),
         f"{row['seconds']:.0f}",
     ]
-
-
-def _shown(row: dict, name: str, signed: bool = False) -> str:
-    mean, half = row[name], row[f"{name}_half"]
-    if mean is None:
-        return "–"
-    text = f"{mean:+.3f}" if signed else f"{mean:.3f}"
-    text = text if half is None else f"{text} ± {half:.3f}"
-    return f"**{text}**" if signed and half is not None and abs(mean) > half else text
-
-
-def _line(cells: Iterable[str]) -> str:
-    return "| " + " | ".join(cells) + " |"
 
 
 def figure(results: Settings) -> bytes:
@@ -140,16 +119,9 @@ def figure(results: Settings) -> bytes:
     panels = drawing.subplots(1, len(results), squeeze=False)[0]
     for panel, ((name, base), variants) in zip(panels, results.items(), strict=True):
         for label, runs in variants.items():
-            heights = [interval(values) for values in zip(*runs.curves.values(), strict=True)]
-            mean, half = np.array([h.mean for h in heights]), np.nan_to_num([h.half for h in heights])
-            (line,) = panel.plot(runs.steps, mean, label=label)
-            panel.fill_between(runs.steps, mean - half, mean + half, alpha=0.15, color=line.get_color(), linewidth=0)
-        panel.set(title=f"{name}, {base} base", xlabel="step", ylabel="held-out pass@1")
-        panel.grid(alpha=0.3)
-        panel.legend(fontsize="small")
-    content = io.BytesIO()
-    drawing.savefig(content, format="png", dpi=120, metadata={"Software": None})
-    return content.getvalue()
+            draw_curve(panel, label, runs.steps, runs.curves.values())
+        finish_panel(panel, f"{name}, {base} base", "step", "held-out pass@1")
+    return png(drawing)
 
 
 def write_report(folder: Path, reference: str) -> tuple[list[dict], list[Path]]:
