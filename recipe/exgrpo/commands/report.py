@@ -18,6 +18,7 @@ from recipe.exgrpo.runs.groups import Group, summarise
 from recipe.exgrpo.runs.metrics import read_run
 from recipe.exgrpo.runs.output import figure, markdown, show
 from recipe.exgrpo.runs.remarks import remarks
+from verl_ext.output import one_line
 
 FILES = ("report.md", "report.json", "curves.png")
 
@@ -59,13 +60,13 @@ def run(args: argparse.Namespace) -> int:
 
 def read_groups(named: Sequence[tuple[str, Sequence[Path]]]) -> list[Group]:
     """The runs of each line of the report. Raises ValueError without any, or when two lines have one name."""
-    names = [name for name, _ in named]
+    names = [one_line(name) for name, _ in named]
     if not names:
         raise ValueError("name at least one run, or a --group of them.")
     twice = [name for name in names if names.count(name) > 1]
     if twice:
         raise ValueError(f"two lines are called {twice[0]!r}; tell them apart by --group NAME=RUN.")
-    return [Group(name, [read_run(path) for path in paths]) for name, paths in named]
+    return [Group(name, [read_run(path) for path in paths]) for name, (_, paths) in zip(names, named, strict=True)]
 
 
 def write_report(groups: Sequence[Group], against: str | None, out: Path) -> dict:

@@ -95,4 +95,4 @@ def show(console: Console, rows: Sequence[dict], notes: Sequence[str]) -> None:
         table.add_row(*(Text(cell.strip("`*")) for cell in _cells(row)[:IN_TERMINAL]))
     console.print(table)
     for note in notes:
-        console.print(Text(one_line(note)), soft_wrap=True)
+        console.print(Text(note), soft_wrap=True)

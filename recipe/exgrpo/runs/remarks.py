@@ -4,6 +4,7 @@ from collections.abc import Iterator, Sequence
 
 from recipe.exgrpo.runs.groups import Group, compared
 from recipe.exgrpo.runs.metrics import VALIDATION
+from verl_ext.output import one_line
 
 # What runs of one variant may differ in: seeds, where they are, and how far they were to go.
 OWN = ("seed", "trainer.default_local_dir", "trainer.experiment_name", "trainer.total_training_steps")
@@ -16,7 +17,7 @@ def remarks(groups: Sequence[Group], reference: Group) -> list[str]:
     single = [f"`{group.name}`" for group in groups if len(group.validated) == 1]
     if single:
         found.append(f"Without interval or band, for a single run: {', '.join(single)}.")
-    return found
+    return [one_line(text) for text in found]
 
 
 def _of_runs(group: Group) -> Iterator[str]:
