@@ -26,7 +26,7 @@ def _of_runs(group: Group) -> Iterator[str]:
             yield f"{run.folder}: the last line is torn (an interruption); the run is read up to step {run.last_step}."
         if not run.validation:
             yield f"{run.folder} has no {VALIDATION} (trainer.test_freq); it is in no held-out figure."
-        if not run.starts:
+        if not run.settings:
             yield f"{run.folder} has no record of its start: its seed is unknown, so it has no pair, and so is K."
 
 
