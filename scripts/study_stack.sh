@@ -60,7 +60,7 @@ run_one() {
   follow "$run" &
   watcher=$!
   # The seed decides the order of questions, every draw from the buffer and, by seeded requests, every sampled token: runs of one
-  # seed share questions and random numbers, and a resumed run goes on as if it had not stopped.
+  # seed start from the same figures and meet the same questions, which makes paired differences narrower.
   RUN=$run DATA=$OUT/data "${runner[@]}" bash scripts/run_exgrpo_toy_cpu.sh "${changes[@]}" \
     "data.seed=$seed" exgrpo.runtime.seeded_rollouts=true \
     "actor_rollout_ref.rollout.val_kwargs.n=${SAMPLES:-4}" \
