@@ -9,7 +9,7 @@
 # 4), OUT (outputs/study_stack), PYTHON (.venv/bin/python), RUNNER (a prefix of each run's command, such as a lock).
 #
 # A run is OUT/VARIANT-sSEED, its console output train.log in there. The same command again skips finished runs, resumes an
-# interrupted one and goes on. Cost: 2 cores, 6 GB, four minutes a run.
+# interrupted one and goes on. Cost: 2 cores, 6 GB, about five minutes a run.
 set -euo pipefail
 case "${1:-}" in -h | --help) sed -n '2,/^set/p' "$0" | sed '$d; s/^# \{0,1\}//' && exit 0 ;; esac
 cd "$(dirname "$0")/.."
@@ -96,7 +96,7 @@ for seed in "${seeds[@]}"; do
     echo "$head: $(date +%H:%M:%S), log in $OUT/$variant-s$seed/train.log"
     started=$SECONDS
     run_one "$variant" "$seed" "$@"
-    echo "$head: $((SECONDS - started)) s"
+    echo "$head: done after $((SECONDS - started)) s"
   done
 done
 report

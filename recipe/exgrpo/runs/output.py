@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 from rich.text import Text
 
 from recipe.exgrpo.report_parts import draw_curve, finish_panel, png, shown, table_lines
@@ -90,7 +90,7 @@ def figure(groups: Sequence[Group]) -> bytes:
 
 def show(console: Console, rows: Sequence[dict], notes: Sequence[str]) -> None:
     """The first columns of the table, and the remarks; the rest is in report.md."""
-    table = Table(*HEADER[:IN_TERMINAL])
+    table = Table(*(Column(name, overflow="fold") for name in HEADER[:IN_TERMINAL]))
     for row in rows:
         table.add_row(*(Text(cell.strip("`*")) for cell in _cells(row)[:IN_TERMINAL]))
     console.print(table)
