@@ -14,6 +14,7 @@ COMMANDS = {
     "evaluate": ("recipe.exgrpo.evaluate", "sample a model on benchmarks, grade, and report beside the paper"),
     "inspect": ("recipe.exgrpo.commands.inspect", "look into, verify, compare, grade or export saved experience"),
     "lab": ("recipe.exgrpo.lab.command", "compare variants of the algorithm on tiny models, minutes on a CPU"),
+    "report": ("recipe.exgrpo.commands.report", "curves and tables of training runs, paired by seed"),
 }
 
 

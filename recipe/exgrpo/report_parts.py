@@ -49,10 +49,11 @@ def draw_curve(panel: "Axes", label: str, steps: Sequence[int], curves: Iterable
 
 
 def finish_panel(panel: "Axes", title: str, xlabel: str, ylabel: str) -> None:
-    """Labels, grid and legend."""
+    """Labels, grid and, if there is a curve, its legend."""
     panel.set(title=title, xlabel=xlabel, ylabel=ylabel)
     panel.grid(alpha=0.3)
-    panel.legend(fontsize="small", loc="lower right")
+    if panel.lines:
+        panel.legend(fontsize="small", loc="lower right")
 
 
 def png(drawing: "Figure") -> bytes:

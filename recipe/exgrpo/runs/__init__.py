@@ -1,0 +1,1 @@
+"""Training runs read back from their folders, compared and reported: `exgrpo report`."""

@@ -1,0 +1,114 @@
+"""A training run read back from its folder: the steps of `metrics.jsonl` and the settings of its newest recorded start."""
+
+import json
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from recipe.exgrpo.paper_settings import flatten
+
+FILE, VALIDATION, QUESTIONS = "metrics.jsonl", "val/pass_rate", "batch/questions"
+SEEDS = ("exgrpo.seed", "data.seed")
+
+
+@dataclass(frozen=True)
+class RunMetrics:
+    """One run.
+
+    `rows`: the metrics of its steps, in order. `settings`: dotted key -> value, empty without a record. `starts`: how often
+    it was started. `commit`: of the newest start, with a "+" where files had changed. `torn`: the last line was left out.
+    """
+
+    folder: Path
+    rows: list[dict[str, Any]]
+    settings: dict[str, Any]
+    starts: int
+    commit: str | None
+    torn: bool
+
+    @cached_property
+    def training(self) -> list[dict[str, Any]]:
+        """The rows of training steps; validation before training has a row of its own."""
+        return [row for row in self.rows if QUESTIONS in row]
+
+    @cached_property
+    def validation(self) -> dict[int, float]:
+        """Step -> held-out pass rate."""
+        return dict(zip(self.steps_with(VALIDATION), self.values(VALIDATION), strict=True))
+
+    @property
+    def last_step(self) -> int:
+        return self.rows[-1]["step"]
+
+    @property
+    def seed(self) -> int | None:
+        """What its questions and draws came from; None without a record."""
+        return next((self.settings[key] for key in SEEDS if self.settings.get(key) is not None), None)
+
+    @property
+    def group_size(self) -> int | None:
+        """K; None without a record."""
+        return self.settings.get("actor_rollout_ref.rollout.n")
+
+    def steps_with(self, name: str) -> list[int]:
+        """The steps at which `name` has a value; not a number (null) is none."""
+        return [row["step"] for row in self.rows if row.get(name) is not None]
+
+    def values(self, name: str) -> list[float]:
+        """The values of a metric at `steps_with(name)`."""
+        return [float(row[name]) for row in self.rows if row.get(name) is not None]
+
+
+def read_run(folder: Path) -> RunMetrics:
+    """The run in `folder` (`trainer.default_local_dir`).
+
+    Raises FileNotFoundError without a metrics.jsonl, ValueError when it has no step or is damaged before its last line.
+    """
+    path = folder / FILE
+    if not path.is_file():
+        raise FileNotFoundError(f"{folder} has no {FILE}; name the folder of a run (its trainer.default_local_dir).")
+    lines = path.read_bytes().splitlines()
+    torn = bool(lines) and _parse(lines[-1]) is None
+    whole = lines[:-1] if torn else lines
+    rows = [_row(line, f"{path}, line {number}") for number, line in enumerate(whole, start=1)]
+    if not rows:
+        raise ValueError(f"{path} has no finished step yet.")
+    if any(before["step"] >= after["step"] for before, after in pairwise(rows)):
+        raise ValueError(f"{path}: steps do not rise from line to line.")
+    starts = sorted((folder / "record").glob("start-*"))
+    newest = starts[-1] if starts else None
+    return RunMetrics(folder, rows, _settings(newest), len(starts), _commit(newest), torn)
+
+
+def _parse(line: bytes) -> dict[str, Any] | None:
+    try:
+        row = json.loads(line)
+    except ValueError:
+        return None
+    return row if isinstance(row, dict) and isinstance(row.get("step"), int) else None
+
+
+def _row(line: bytes, where: str) -> dict[str, Any]:
+    if (row := _parse(line)) is None:
+        raise ValueError(f'{where}: not a JSON object with an integer "step".')
+    return row
+
+
+def _settings(start: Path | None) -> dict[str, Any]:
+    if start is None or not (start / "config.yaml").is_file():
+        return {}
+    try:
+        return flatten(yaml.safe_load((start / "config.yaml").read_text(encoding="utf-8")))
+    except (yaml.YAMLError, UnicodeDecodeError):
+        raise ValueError(f"{start / 'config.yaml'} is not YAML.") from None
+
+
+def _commit(start: Path | None) -> str | None:
+    if start is None or not (start / "run.json").is_file():
+        return None
+    git = json.loads((start / "run.json").read_text(encoding="utf-8")).get("git")
+    return git and git["commit"][:9] + ("+" if git["changed"] else "")

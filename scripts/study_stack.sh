@@ -1,0 +1,102 @@
+#!/usr/bin/env bash
+# The study on the real stack: the toy model through verl, FSDP2 and vLLM on CPU, a run for each variant and seed, and a report.
+#
+#   bash scripts/study_stack.sh                                          # on_policy and exgrpo, seeds 0 1 2, 60 steps
+#   VARIANTS="on_policy exgrpo fill" OUT=outputs/mine bash scripts/study_stack.sh [hydra overrides]
+#
+# Environment: VARIANTS (the first is what the others are compared with; a preset of recipe/exgrpo/config/method or /ablation,
+# or a name from `overrides_of` below), SEEDS ("0 1 2"), STEPS (60), SAMPLES (responses to each of the 128 held-out questions,
+# 4), OUT (outputs/study_stack), PYTHON (.venv/bin/python), RUNNER (a prefix of each run's command, such as a lock).
+#
+# A run is OUT/VARIANT-sSEED, its console output train.log in there. The same command again skips finished runs, resumes an
+# interrupted one and goes on. Cost: 2 cores, 6 GB, about five minutes a run.
+set -euo pipefail
+case "${1:-}" in -h | --help) sed -n '2,/^set/p' "$0" | sed '$d; s/^# \{0,1\}//' && exit 0 ;; esac
+cd "$(dirname "$0")/.."
+
+export PYTHON=${PYTHON:-.venv/bin/python}
+OUT=${OUT:-outputs/study_stack}
+STEPS=${STEPS:-60}
+read -ra variants <<<"${VARIANTS:-on_policy exgrpo}"
+read -ra seeds <<<"${SEEDS:-0 1 2}"
+read -ra runner <<<"${RUNNER:-}"
+
+# The hydra overrides that make a variant, one a line.
+overrides_of() {
+  local group
+  case $1 in
+    fill) printf '%s\n' exgrpo.mode=fill exgrpo.start_threshold=null ;;
+    *)
+      for group in method ablation; do
+        [ ! -f "recipe/exgrpo/config/$group/$1.yaml" ] || { echo "$group=$1" && return; }
+      done
+      echo "study_stack.sh: no variant '$1': neither a preset in recipe/exgrpo/config/{method,ablation} nor a case here" >&2
+      return 2
+      ;;
+  esac
+}
+
+finished() {
+  grep -qs "^{\"step\": $STEPS," "$1/metrics.jsonl"
+}
+
+# A line after every tenth step of the run in folder $1, until this is killed.
+follow() {
+  local said=0 step
+  while sleep 2; do
+    step=$(grep -os '^{"step": [0-9]*' "$1/metrics.jsonl" | tail -n 1 | tr -dc 0-9) || continue
+    [ "$((step / 10))" -gt "$((said / 10))" ] || continue
+    said=$step
+    echo "    step $step of $STEPS"
+  done
+}
+
+# run_one VARIANT SEED OVERRIDE...
+run_one() {
+  local run=$OUT/$1-s$2 seed=$2 changes code=0 watcher
+  mapfile -t changes < <(overrides_of "$1")
+  shift 2
+  mkdir -p "$run"
+  follow "$run" &
+  watcher=$!
+  # The seed decides the order of questions, every draw from the buffer and, by seeded requests, every sampled token: runs of one
+  # seed start from the same figures and meet the same questions, which makes paired differences narrower.
+  RUN=$run DATA=$OUT/data "${runner[@]}" bash scripts/run_exgrpo_toy_cpu.sh "${changes[@]}" \
+    "data.seed=$seed" exgrpo.runtime.seeded_rollouts=true \
+    "actor_rollout_ref.rollout.val_kwargs.n=${SAMPLES:-4}" \
+    trainer.test_freq=10 trainer.save_freq=20 trainer.max_actor_ckpt_to_keep=1 \
+    "$@" >>"$run/train.log" 2>&1 || code=$?
+  kill "$watcher" 2>/dev/null || true
+  [ "$code" -eq 0 ] || { tail -n 20 "$run/train.log" >&2 && echo "study_stack.sh: $run failed, exit code $code" >&2; }
+  return "$code"
+}
+
+report() {
+  local groups=() runs variant seed
+  for variant in "${variants[@]}"; do
+    runs=""
+    for seed in "${seeds[@]}"; do runs+=${runs:+,}$OUT/$variant-s$seed; done
+    groups+=(--group "$variant=$runs")
+  done
+  "$PYTHON" -m recipe.exgrpo.cli report "${groups[@]}" --against "${variants[0]}" --out "$OUT"
+}
+
+for variant in "${variants[@]}"; do overrides_of "$variant" >/dev/null; done
+export STEPS
+trap 'jobs -p | xargs -r kill 2>/dev/null' EXIT   # Ctrl-C does not reach what runs in the background
+number=0
+for seed in "${seeds[@]}"; do
+  for variant in "${variants[@]}"; do
+    number=$((number + 1))
+    head="[$number/$((${#seeds[@]} * ${#variants[@]}))] $variant, seed $seed"
+    if finished "$OUT/$variant-s$seed"; then
+      echo "$head: done before"
+      continue
+    fi
+    echo "$head: $(date +%H:%M:%S), log in $OUT/$variant-s$seed/train.log"
+    started=$SECONDS
+    run_one "$variant" "$seed" "$@"
+    echo "$head: done after $((SECONDS - started)) s"
+  done
+done
+report
