@@ -19,6 +19,7 @@ from verl_ext.preflight_environment import environment_findings
 from verl_ext.preflight_memory import GIB, buffer_bytes, cpu_bytes, estimate_gpu, memory_findings
 from verl_ext.preflight_model import KNOWN, model_shape, shape_of
 from verl_ext.preflight_report import ERROR, IMPOSSIBLE, NOTE, WARNING, PreflightError
+from verl_ext.preflight_schema import missing_values
 
 TOY = "data/toy/model"
 
@@ -204,6 +205,65 @@ def test_missing_packages_are_warnings(tiny, seven):
 
 
 # ---- data
+
+
+GOLD, SAID = {"style": "rule", "ground_truth": "1"}, [{"role": "user", "content": "?"}]
+
+
+@pytest.mark.parametrize("split", ["train_files", "val_files"])
+@pytest.mark.parametrize(
+    ("column", "first", "others", "said"),
+    [
+        ("prompt", "1 + 1", "1 + 1", "column 'prompt' must be a list of {role, content} messages; it is string."),
+        (
+            "prompt",
+            [{"role": "user"}],
+            [{"role": "user"}],
+            "column 'prompt' must be a list of {role, content} messages",
+        ),
+        ("prompt", None, SAID, "row 0 has no prompt;"),
+        ("prompt", [], SAID, "row 0 has no prompt;"),
+        ("prompt", [*SAID, {"role": "user", "content": None}], SAID, "row 0 has no prompt;"),
+        ("prompt", SAID, [], "row 1 has no prompt;"),
+        ("reward_model", "3", "3", "column 'reward_model' must be a mapping with ground_truth; it is string."),
+        ("reward_model", {"style": "rule"}, {"style": "rule"}, "'reward_model' must be a mapping with ground_truth"),
+        ("reward_model", GOLD, {"style": "rule", "ground_truth": None}, "row 1 has no reward_model.ground_truth;"),
+        ("reward_model", None, GOLD, "row 0 has no reward_model.ground_truth;"),
+        ("extra_info", "id0", "id1", "column 'extra_info' must be a mapping with question_id or index; it is string."),
+        ("data_source", 1, 1, "column 'data_source' must be a string; it is int64."),
+        ("data_source", "toy", None, "row 1 has no data_source;"),
+    ],
+)
+def test_columns_that_verl_cannot_read_are_errors(tiny, tmp_path, split, column, first, others, said):
+    rows = [row(i, **{column: others if i else first}) for i in range(8)]
+    path = write(tmp_path / "x.parquet", rows)
+    text = only(found(tiny(f"data.{split}={path}")))
+    assert text.startswith(f"data.{split}: {path}: ")
+    assert said in text
+
+
+def test_a_row_is_found_behind_the_first_batch(tmp_path):
+    """pyarrow reads 65,536 rows at a time."""
+    path = write(tmp_path / "x.parquet", [row(i) for i in range(70_000)] + [row(70_000, prompt=[])])
+    assert only(list(missing_values(path, graded=True))).startswith("row 70000 has no prompt;")
+
+
+def test_a_file_without_rows_is_an_error(tiny, tmp_path):
+    path = tmp_path / "x.parquet"
+    pq.write_table(pa.Table.from_pylist([row(0)]).slice(0, 0), path)
+    assert f"{path}: there are no rows" in only(found(tiny(f"data.train_files={path}")))
+
+
+def test_a_reward_that_is_not_a_rule_needs_no_gold_answer(tiny, tmp_path):
+    reward = {"style": "model", "ground_truth": None}
+    path = write(tmp_path / "x.parquet", [row(i, reward_model=reward) for i in range(8)])
+    assert found(tiny(f"data.train_files={path}", "reward.custom_reward_function.path=null")) == []
+
+
+def test_a_manifest_that_is_none_is_ignored(tiny, tmp_path):
+    path = write(tmp_path / "x.parquet", [row(i) for i in range(8)])
+    (tmp_path / "x.manifest.json").write_text("[1]")
+    assert found(tiny(f"data.train_files={path}")) == []
 
 
 @pytest.mark.parametrize("split", ["train_files", "val_files"])
