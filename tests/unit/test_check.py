@@ -527,8 +527,10 @@ def test_disk_for_one_checkpoint_is_needed_and_for_all_is_advised(seven, tmp_pat
 
 def test_a_run_folder_that_cannot_be_written_is_an_error(tiny, tmp_path):
     (tmp_path / "file").write_text("")
-    text = only(found(tiny(f"trainer.default_local_dir={tmp_path}/file/run")))
-    assert text.startswith("trainer.default_local_dir: ")
+    for folder in (f"{tmp_path}/file/run", "/proc/run"):  # in /proc not even root can
+        text = only(found(tiny(f"trainer.default_local_dir={folder}")))
+        assert text.startswith(f"trainer.default_local_dir: {folder} cannot be written (")
+    assert [path.name for path in tmp_path.iterdir()] == ["file"], "a check leaves nothing behind"
 
 
 # ---- the run itself and the command
