@@ -4,7 +4,7 @@
 # Arguments:
 #   --help       this text          --dry-run    print the overrides, one a line, and stop
 #   key=value    hydra overrides, after everything else: data.train_batch_size=64 exgrpo.rho=0.3
-# Environment:
+# Environment, before the command (relative paths start at the root of the repository, wherever you are):
 #   RUN          run folder (outputs/<script>). The same command with the same RUN resumes from its newest checkpoint.
 #   MODEL, TOKENIZER, TRAIN, VAL   model and tokenizer (folder or hub id), training and validation parquet
 #   REWARD_MODEL   folder or hub id, where a model gives the reward
@@ -28,6 +28,15 @@ _logger() {
   esac
 }
 
+# A value as hydra reads it whatever characters it has; lists ([a,b]) and null stay what they are.
+_value() {
+  local quote="'"
+  case $1 in
+    \[* | null) printf '%s' "$1" ;;
+    *) printf "'%s'" "${1//$quote/\\$quote}" ;;
+  esac
+}
+
 # launch PRESET... -- ARGUMENT...
 launch() {
   local presets=() given=() overrides=() argument name logger dry=""
@@ -38,6 +47,7 @@ launch() {
       -h | --help) _header "$0" && echo && _header "${BASH_SOURCE[0]}" && exit 0 ;;
       --dry-run) dry=1 ;;
       -*) echo "$0: unknown option $argument (--help)" >&2 && exit 2 ;;
+      [A-Z]*=*) echo "$0: ${argument%%=*} goes before the command: $argument bash $0" >&2 && exit 2 ;;
       *) given+=("$argument") ;;
     esac
   done
@@ -47,12 +57,13 @@ launch() {
   [ -n "${TINY:-}" ] && HARDWARE=tiny && name=$name-tiny
   RUN=${RUN:-outputs/$name}
   overrides=("${presets[@]}" ${HARDWARE:+"hardware=$HARDWARE"})
-  overrides+=(${MODEL:+"actor_rollout_ref.model.path=$MODEL"})
-  overrides+=(${TOKENIZER:+"actor_rollout_ref.model.tokenizer_path=$TOKENIZER"})
-  overrides+=(${REWARD_MODEL:+"reward.reward_model.model_path=$REWARD_MODEL"})
-  overrides+=(${TRAIN:+"data.train_files=$TRAIN"} ${VAL:+"data.val_files=$VAL"})
+  overrides+=(${MODEL:+"actor_rollout_ref.model.path=$(_value "$MODEL")"})
+  overrides+=(${TOKENIZER:+"actor_rollout_ref.model.tokenizer_path=$(_value "$TOKENIZER")"})
+  overrides+=(${REWARD_MODEL:+"reward.reward_model.model_path=$(_value "$REWARD_MODEL")"})
+  overrides+=(${TRAIN:+"data.train_files=$(_value "$TRAIN")"} ${VAL:+"data.val_files=$(_value "$VAL")"})
   overrides+=(${NNODES:+"trainer.nnodes=$NNODES"} ${GPUS:+"trainer.n_gpus_per_node=$GPUS"})
-  overrides+=("trainer.logger=$logger" "trainer.default_local_dir=$RUN" "trainer.experiment_name=$(basename "$RUN")")
+  overrides+=("trainer.logger=$logger" "trainer.default_local_dir=$(_value "$RUN")")
+  overrides+=("trainer.experiment_name=$(_value "$(basename "$RUN")")")
   overrides+=("${given[@]}")
   [ -n "$dry" ] && printf '%s\n' "${overrides[@]}" && exit 0
 

@@ -7,6 +7,7 @@ import logging
 from collections.abc import Iterator
 
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from recipe.exgrpo.config import ExGRPOConfig
 from verl_ext.preflight_data import data_findings
@@ -16,6 +17,7 @@ from verl_ext.preflight_memory import memory_findings, world_size
 from verl_ext.preflight_model import longest_sequence, model_findings
 from verl_ext.preflight_report import ERROR, NOTE, Finding, PreflightError, error, warning
 from verl_ext.preflight_tokenizer import tokenizer_findings
+from verl_ext.preflight_types import type_findings
 
 __all__ = ["PreflightError", "check", "config_problems", "inspect_run"]
 
@@ -131,9 +133,9 @@ def reward_findings(config: DictConfig) -> Iterator[Finding]:
 def settings_of(config: DictConfig) -> ExGRPOConfig:
     """The validated `exgrpo` node; raises PreflightError naming the key."""
     try:
-        return ExGRPOConfig.from_mapping(OmegaConf.to_container(config.exgrpo, resolve=True))
-    except ValueError as problem:
-        raise PreflightError(str(problem)) from problem
+        return ExGRPOConfig.from_mapping(OmegaConf.to_container(config, resolve=True)["exgrpo"])
+    except (ValueError, OmegaConfBaseException) as problem:
+        raise PreflightError(str(problem).splitlines()[0]) from problem
 
 
 def inspect_run(config: DictConfig) -> Iterator[Finding]:
@@ -142,6 +144,10 @@ def inspect_run(config: DictConfig) -> Iterator[Finding]:
         settings_of(config)
     except PreflightError as problem:
         yield error(str(problem))
+        return
+    wrong = list(type_findings(config))
+    if wrong:
+        yield from wrong
         return
     problems = [error(text) for text in config_problems(config)]
     data = list(data_findings(config))

@@ -1,7 +1,7 @@
 """Checks of the parquet files: schema, question ids, agent names, prompt template."""
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pyarrow as pa
@@ -9,9 +9,11 @@ import pyarrow.parquet as pq
 from omegaconf import DictConfig
 
 from verl_ext.preflight_report import Finding, PreflightError, error, warning
-from verl_ext.questions import REQUIRED_COLUMNS, index_questions
+from verl_ext.preflight_schema import missing_values, schema_problems
+from verl_ext.questions import index_questions
 
 SPLITS = ("train_files", "val_files")
+RULES = "pkg://verl_ext.rewards"
 SINGLE_TURN_AGENTS = ("single_turn_agent", "exgrpo_seeded_single_turn")
 
 
@@ -41,26 +43,13 @@ def data_findings(config: DictConfig) -> Iterator[Finding]:
         yield from _question_findings(config)
 
 
-def schema_problems(path: str, schema: pa.Schema, media_keys: Iterable[str]) -> Iterator[str]:
-    """One sentence for each missing or unsupported column of a parquet file."""
-    missing = [name for name in REQUIRED_COLUMNS if name not in schema.names]
-    if missing:
-        yield f"{path}: column {missing[0]!r} is missing; verl's schema has {', '.join(REQUIRED_COLUMNS)}."
-    for name in media_keys:
-        if name in schema.names:
-            yield f"{path}: column {name!r} holds multimodal data; ExGRPO replays single-turn text only."
-    if "extra_info" in schema.names and pa.types.is_struct(schema.field("extra_info").type):
-        nested = [field.name for field in schema.field("extra_info").type]
-        if "tools_kwargs" in nested:
-            yield f"{path}: extra_info.tools_kwargs asks for tools; ExGRPO replays single-turn text only."
-
-
 def manifest_of(path: str) -> dict | None:
     """The manifest that data/prepare_*.py writes beside a parquet file; None if there is none that can be read."""
     try:
-        return json.loads(Path(path).with_suffix(".manifest.json").read_text(encoding="utf-8"))
+        found = json.loads(Path(path).with_suffix(".manifest.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
+    return found if isinstance(found, dict) else None
 
 
 def column(path: str, name: str) -> Iterator:
@@ -77,7 +66,11 @@ def _file_findings(config: DictConfig, split: str, path: str) -> Iterator[Findin
         yield error(f"{key}: {path} cannot be read as parquet: {problem}{_how_to_make(config, path)}")
         return
     media = [config.data.get(name) for name in ("image_key", "video_key", "audio_key")]
-    yield from (error(f"{key}: {text}") for text in schema_problems(path, schema, filter(None, media)))
+    problems = list(schema_problems(schema, filter(None, media)))
+    if not problems:
+        rules = config.reward.custom_reward_function.path == RULES
+        problems = list(missing_values(path, graded=rules))
+    yield from (error(f"{key}: {path}: {text}") for text in problems)
     if "agent_name" in schema.names:
         yield from _agent_findings(key, path)
     yield from _template_findings(config, key, path)

@@ -1,7 +1,7 @@
 """Checks of the run folder: writable, and room for the checkpoints."""
 
-import os
 import shutil
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -19,8 +19,9 @@ def disk_findings(config: DictConfig, free: float | None = None) -> Iterator[Fin
     """What is wrong with `trainer.default_local_dir`; `free` is in bytes (default: measured)."""
     folder = Path(config.trainer.default_local_dir)
     existing = _existing(folder)
-    if not existing.is_dir() or not os.access(existing, os.W_OK):
-        yield error(f"trainer.default_local_dir: {folder} cannot be written ({existing}); set RUN to another folder.")
+    problem = _write_problem(existing)
+    if problem:
+        yield error(f"trainer.default_local_dir: {folder} cannot be written ({problem}); set RUN to another folder.")
         return
     shape = model_shape(config.actor_rollout_ref.model.path)
     saves = remaining_saves(config, folder)
@@ -47,6 +48,15 @@ def remaining_saves(config: DictConfig, folder: Path) -> int:
 def _existing(folder: Path) -> Path:
     """The nearest ancestor that exists."""
     return next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
+
+
+def _write_problem(folder: Path) -> str | None:
+    """Why nothing can be made in `folder`; permissions alone do not tell (root, read-only mounts, quotas)."""
+    try:
+        with tempfile.TemporaryDirectory(dir=folder, prefix=".exgrpo-check-"):
+            return None
+    except OSError as problem:
+        return f"{folder}: {problem.strerror}"
 
 
 def _space(folder: Path, free: float, saves: int, size: float) -> Finding:

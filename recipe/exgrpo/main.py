@@ -3,8 +3,12 @@
 import logging
 import sys
 
+from recipe.exgrpo.composition import require_configuration
 from verl_ext.platform import prepare_environment
 
+if __name__ == "__main__":
+    # A typo is refused in a second, not after twenty of imports.
+    require_configuration(sys.argv[1:])
 # Before verl is imported: verl picks its platform while it is being imported, in this process and in every worker.
 prepare_environment()
 
@@ -12,11 +16,10 @@ import hydra  # noqa: E402
 import ray  # noqa: E402
 from omegaconf import DictConfig  # noqa: E402
 from verl.trainer.main_ppo import TaskRunnerV1, run_ppo  # noqa: E402
-from verl.trainer.ppo.utils import need_critic, need_reference_policy  # noqa: E402
-from verl.utils.config import validate_config  # noqa: E402
 
 from recipe.exgrpo.run_record import record_start  # noqa: E402
 from verl_ext.preflight import PreflightError, check  # noqa: E402
+from verl_ext.preflight_verl import validate  # noqa: E402
 
 logger = logging.getLogger(__name__)
 
@@ -36,10 +39,10 @@ def main(config: DictConfig) -> None:
     """Check the configuration, then train. Exit code 2 and one sentence on a bad configuration."""
     try:
         check(config)
+        validate(config)
     except PreflightError as error:
         logger.error("%s", error)
         sys.exit(2)
-    validate_config(config=config, use_reference_policy=need_reference_policy(config), use_critic=need_critic(config))
     logger.info("record of this start: %s", record_start(config))
     run_ppo(config, task_runner_class=ray.remote(ExGRPOTaskRunner))
 

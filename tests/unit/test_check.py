@@ -19,6 +19,7 @@ from verl_ext.preflight_environment import environment_findings
 from verl_ext.preflight_memory import GIB, buffer_bytes, cpu_bytes, estimate_gpu, memory_findings
 from verl_ext.preflight_model import KNOWN, model_shape, shape_of
 from verl_ext.preflight_report import ERROR, IMPOSSIBLE, NOTE, WARNING, PreflightError
+from verl_ext.preflight_schema import missing_values
 
 TOY = "data/toy/model"
 
@@ -124,6 +125,49 @@ def test_settings_that_cannot_work_are_errors(tiny, overrides, key, remedy):
     assert "\n" not in text
 
 
+@pytest.mark.parametrize(
+    ("override", "wanted"),
+    [
+        ("data.train_batch_size=abc", "a positive integer; got 'abc'"),
+        ("data.train_batch_size=8.5", "a positive integer; got 8.5"),
+        ("data.train_batch_size=null", "a positive integer; got None"),
+        ("data.max_prompt_length=-1", "a positive integer; got -1"),
+        ("data.max_response_length=long", "a positive integer; got 'long'"),
+        ("trainer.n_gpus_per_node=two", "a positive integer; got 'two'"),
+        ("trainer.nnodes=0", "a positive integer; got 0"),
+        ("actor_rollout_ref.rollout.n=true", "a positive integer; got True"),
+        ("actor_rollout_ref.rollout.tensor_model_parallel_size=0", "a positive integer; got 0"),
+        ("actor_rollout_ref.actor.ppo_mini_batch_size=0", "a positive integer; got 0"),
+        ("actor_rollout_ref.actor.ppo_max_token_len_per_gpu=null", "a positive integer; got None"),
+        ("actor_rollout_ref.rollout.max_model_len=0", "a positive integer, or null; got 0"),
+        ("trainer.total_training_steps=many", "a positive integer, or null; got 'many'"),
+        ("actor_rollout_ref.rollout.gpu_memory_utilization=80", "a share in (0, 1]; got 80"),
+        ("actor_rollout_ref.actor.optim.lr=fast", "a number; got 'fast'"),
+        ("trainer.save_freq=often", "a number; got 'often'"),
+        ("trainer.balance_batch=1", "true or false; got 1"),
+        ("actor_rollout_ref.model.path=null", "a path; got None"),
+        ("trainer.default_local_dir=null", "a path; got None"),
+        ("trainer.resume_mode=never", "one of auto, disable, resume_path; got 'never'"),
+        ("trainer.device=gpu", "one of cuda, npu, cpu; got 'gpu'"),
+        ("actor_rollout_ref.actor.optim.lr_scheduler_type=linear", "one of constant, cosine; got 'linear'"),
+    ],
+)
+def test_values_of_the_wrong_type_are_errors(tiny, override, wanted):
+    assert only(found(tiny(override))) == f"{override.split('=')[0]} must be {wanted}."
+
+
+@pytest.mark.parametrize("node", ["exgrpo", "trainer", "actor_rollout_ref"])
+def test_a_node_that_is_no_mapping_is_an_error(tiny, node):
+    texts = found(tiny(f"{node}=null"))
+    assert texts
+    assert all(node in text for text in texts)
+
+
+def test_a_reference_to_a_key_that_is_not_there_is_an_error(tiny):
+    config = tiny("actor_rollout_ref.actor.loss_scale_factor=${data.max_respons}")
+    assert "data.max_respons" in only(found(config))
+
+
 def test_settings_that_disagree_are_warnings(tiny):
     shorter = found(tiny("actor_rollout_ref.rollout.max_model_len=100"), WARNING)
     assert only(shorter).startswith("actor_rollout_ref.rollout.max_model_len (100) is below")
@@ -161,6 +205,65 @@ def test_missing_packages_are_warnings(tiny, seven):
 
 
 # ---- data
+
+
+GOLD, SAID = {"style": "rule", "ground_truth": "1"}, [{"role": "user", "content": "?"}]
+
+
+@pytest.mark.parametrize("split", ["train_files", "val_files"])
+@pytest.mark.parametrize(
+    ("column", "first", "others", "said"),
+    [
+        ("prompt", "1 + 1", "1 + 1", "column 'prompt' must be a list of {role, content} messages; it is string."),
+        (
+            "prompt",
+            [{"role": "user"}],
+            [{"role": "user"}],
+            "column 'prompt' must be a list of {role, content} messages",
+        ),
+        ("prompt", None, SAID, "row 0 has no prompt;"),
+        ("prompt", [], SAID, "row 0 has no prompt;"),
+        ("prompt", [*SAID, {"role": "user", "content": None}], SAID, "row 0 has no prompt;"),
+        ("prompt", SAID, [], "row 1 has no prompt;"),
+        ("reward_model", "3", "3", "column 'reward_model' must be a mapping with ground_truth; it is string."),
+        ("reward_model", {"style": "rule"}, {"style": "rule"}, "'reward_model' must be a mapping with ground_truth"),
+        ("reward_model", GOLD, {"style": "rule", "ground_truth": None}, "row 1 has no reward_model.ground_truth;"),
+        ("reward_model", None, GOLD, "row 0 has no reward_model.ground_truth;"),
+        ("extra_info", "id0", "id1", "column 'extra_info' must be a mapping with question_id or index; it is string."),
+        ("data_source", 1, 1, "column 'data_source' must be a string; it is int64."),
+        ("data_source", "toy", None, "row 1 has no data_source;"),
+    ],
+)
+def test_columns_that_verl_cannot_read_are_errors(tiny, tmp_path, split, column, first, others, said):
+    rows = [row(i, **{column: others if i else first}) for i in range(8)]
+    path = write(tmp_path / "x.parquet", rows)
+    text = only(found(tiny(f"data.{split}={path}")))
+    assert text.startswith(f"data.{split}: {path}: ")
+    assert said in text
+
+
+def test_a_row_is_found_behind_the_first_batch(tmp_path):
+    """pyarrow reads 65,536 rows at a time."""
+    path = write(tmp_path / "x.parquet", [row(i) for i in range(70_000)] + [row(70_000, prompt=[])])
+    assert only(list(missing_values(path, graded=True))).startswith("row 70000 has no prompt;")
+
+
+def test_a_file_without_rows_is_an_error(tiny, tmp_path):
+    path = tmp_path / "x.parquet"
+    pq.write_table(pa.Table.from_pylist([row(0)]).slice(0, 0), path)
+    assert f"{path}: there are no rows" in only(found(tiny(f"data.train_files={path}")))
+
+
+def test_a_reward_that_is_not_a_rule_needs_no_gold_answer(tiny, tmp_path):
+    reward = {"style": "model", "ground_truth": None}
+    path = write(tmp_path / "x.parquet", [row(i, reward_model=reward) for i in range(8)])
+    assert found(tiny(f"data.train_files={path}", "reward.custom_reward_function.path=null")) == []
+
+
+def test_a_manifest_that_is_none_is_ignored(tiny, tmp_path):
+    path = write(tmp_path / "x.parquet", [row(i) for i in range(8)])
+    (tmp_path / "x.manifest.json").write_text("[1]")
+    assert found(tiny(f"data.train_files={path}")) == []
 
 
 @pytest.mark.parametrize("split", ["train_files", "val_files"])
@@ -424,8 +527,10 @@ def test_disk_for_one_checkpoint_is_needed_and_for_all_is_advised(seven, tmp_pat
 
 def test_a_run_folder_that_cannot_be_written_is_an_error(tiny, tmp_path):
     (tmp_path / "file").write_text("")
-    text = only(found(tiny(f"trainer.default_local_dir={tmp_path}/file/run")))
-    assert text.startswith("trainer.default_local_dir: ")
+    for folder in (f"{tmp_path}/file/run", "/proc/run"):  # in /proc not even root can
+        text = only(found(tiny(f"trainer.default_local_dir={folder}")))
+        assert text.startswith(f"trainer.default_local_dir: {folder} cannot be written (")
+    assert [path.name for path in tmp_path.iterdir()] == ["file"], "a check leaves nothing behind"
 
 
 # ---- the run itself and the command
@@ -462,10 +567,40 @@ def test_the_command_names_key_and_remedy_and_exits_with_2(command):
     assert "exgrpo.loss.beta must be positive" in printed
 
 
-def test_the_command_refuses_a_typo(command):
-    code, printed = command("actor_rollout_ref.rollout.nn=4")
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("trainer.nodes=2", "trainer.nodes is not a key; did you mean trainer.nnodes?"),
+        ("rho=0.3", "rho is not a key; did you mean exgrpo.rho?"),
+        ("backbon=luffy", "backbon is not a key; did you mean backbone?"),
+        ("zzz.yyy=1", "zzz.yyy is not a key; `exgrpo config --full` lists all keys."),
+        ("hardware=gpu_5", "Could not find 'hardware/gpu_5' Available options in 'hardware': cpu gpu gpu_4 gpu_40gb"),
+        ("trainer.default_local_dir=a(b", "quote a value with special characters"),
+        ("exgrpo.rho", "exgrpo.rho is not of the form key=value"),
+        ("data=null", "Config group override must be"),
+    ],
+)
+def test_the_command_refuses_a_typo_and_says_what_was_meant(command, override, said):
+    code, printed = command(override)
     assert code == 2
-    assert "nn" in printed
+    assert said in printed
+    assert len(printed.splitlines()) == 2, "the sentence, and the verdict"
+
+
+def test_the_command_refuses_a_script_that_is_no_experiment(capsys):
+    """scripts/setup_cpu.sh --dry-run would install."""
+    assert main(["check", "--no-verl", "scripts/setup_cpu.sh"]) == 2
+    assert "scripts/setup_cpu.sh is not an experiment script" in capsys.readouterr().out
+    assert main(["check", "--no-verl", "rho_25.sh"]) == 2
+    assert "did you mean scripts/ablations/rho_25.sh" in capsys.readouterr().out
+
+
+def test_a_script_is_checked_as_it_would_run_from_any_folder(capsys, monkeypatch, tmp_path):
+    """The launcher goes to the root of the repository: the tiny model's path is relative to that."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("TINY", "1")
+    main(["check", "--no-verl", str(ROOT / "scripts" / "ablations" / "rho_25.sh")])
+    assert "data/toy/model does not exist" not in capsys.readouterr().out
 
 
 def test_the_command_takes_a_script_and_its_switches(good, capsys, monkeypatch):
@@ -479,3 +614,35 @@ def test_verls_own_validation_is_part_of_it(good, capsys):
     """`use_dynamic_bsz=false` without micro-batch sizes is an error only verl knows of."""
     assert main(["check", *good, "actor_rollout_ref.actor.use_dynamic_bsz=false"]) == 2
     assert "verl's validate_config" in capsys.readouterr().out
+
+
+# ---- the same refusals by a run
+
+
+def start(*arguments):
+    command = [sys.executable, "-m", "recipe.exgrpo.main", *arguments]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
+
+
+def test_a_run_refuses_a_typo_before_it_imports_anything():
+    process = start("trainer.nodes=2")
+    assert process.returncode == 2
+    assert (
+        process.stderr
+        == "trainer.nodes is not a key; did you mean trainer.nnodes? (+trainer.nodes=... would add it.)\n"
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("data.train_batch_size=abc", "data.train_batch_size must be a positive integer"),
+        ("actor_rollout_ref.actor.use_dynamic_bsz=false", "verl's validate_config"),
+    ],
+)
+def test_a_run_refuses_with_one_sentence(good, override, said):
+    process = start(*good, override)
+    assert process.returncode == 2
+    assert said in process.stdout + process.stderr
+    assert "Traceback" not in process.stdout + process.stderr

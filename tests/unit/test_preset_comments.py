@@ -8,7 +8,7 @@ import yaml
 from omegaconf import OmegaConf
 
 from recipe.exgrpo.composition import CONFIG_DIR, verl_config_dir
-from recipe.exgrpo.paper_settings import flatten
+from recipe.exgrpo.paper_settings import flatten, load_table
 
 FILES = sorted(CONFIG_DIR.rglob("*.yaml"))
 # The file's own header explains these: what the run is, and the method's own keys (recipe/exgrpo/config.py).
@@ -70,3 +70,15 @@ def test_no_value_is_verls_default_without_saying_so(verl_defaults):
     for key, value, comment in reasons(CONFIG_DIR / "exgrpo_trainer.yaml"):
         if key in verl_defaults and verl_defaults[key] == value and not key.startswith(EXPLAINED):
             assert "said aloud" in comment, key
+
+
+def test_every_value_that_is_called_the_papers_is_in_the_table():
+    """recipe/exgrpo/paper_settings.yaml is what scripts are compared with: a value missing there could change unseen."""
+    table = load_table()
+    groups = (table["common"], *(part for group in ("backbones", "methods") for part in table[group].values()))
+    known = {key for group in groups for key in group}
+    called = {
+        key for path in FILES for key, _, comment in reasons(path) if re.match(r"# (as in )?(the )?paper", comment)
+    }
+    assert len(called) > 15
+    assert called - known == set()

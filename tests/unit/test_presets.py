@@ -66,7 +66,8 @@ def test_every_script_has_the_papers_settings(composed, script):
 def test_every_script_leaves_the_rest_of_exgrpo_at_its_default(composed, script):
     """What the table does not name must not differ either: ExGRPOConfig's defaults plus the table are the whole node."""
     config = composed(script)
-    named = expected_settings(TABLE, config.preset) | {"exgrpo.mask.band": None}
+    known = {difference["key"] for difference in TABLE["known_differences"]}
+    named = {"exgrpo.mask.band", *expected_settings(TABLE, config.preset)} - known
     here = ExGRPOConfig.from_mapping(OmegaConf.to_container(config.exgrpo, resolve=True))
     expected = flatten({"exgrpo": OmegaConf.to_container(OmegaConf.structured(ExGRPOConfig()))})
     for key, value in flatten({"exgrpo": OmegaConf.to_container(OmegaConf.structured(here))}).items():
@@ -165,6 +166,27 @@ def test_switches_reach_the_configuration(monkeypatch):
     assert config.actor_rollout_ref.actor.fsdp_config.optimizer_offload
 
 
+@pytest.mark.parametrize("run", ["a b", "it's, (a) #1=x", "2024", "true", "[a]/b c"])
+def test_a_run_folder_may_have_any_name(monkeypatch, run):
+    monkeypatch.setenv("RUN", f"/r/{run}")
+    trainer = compose(resolve_target(["scripts/luffy_exgrpo.sh"])).trainer
+    assert trainer.default_local_dir == f"/r/{run}"
+    assert trainer.experiment_name == Path(run).name
+
+
+def test_several_data_files_and_no_tokenizer_are_values_too(monkeypatch):
+    monkeypatch.setenv("TRAIN", "[/a/x y.parquet,/b.parquet]")
+    monkeypatch.setenv("TOKENIZER", "null")
+    config = compose(resolve_target(["scripts/llama-3.1-8b_exgrpo.sh"]))
+    assert config.data.train_files == ["/a/x y.parquet", "/b.parquet"]
+    assert config.actor_rollout_ref.model.tokenizer_path is None
+
+
+def test_a_switch_behind_the_command_is_refused():
+    with pytest.raises(CompositionError, match="RUN goes before the command: RUN=here bash"):
+        script_overrides(ROOT / "scripts" / "luffy_exgrpo.sh", ["RUN=here"])
+
+
 @pytest.mark.parametrize("hardware", sorted(path.stem for path in (CONFIG_DIR / "hardware").glob("*.yaml")))
 def test_every_hardware_preset_composes_with_a_backbone(hardware):
     config = compose(["backbone=qwen2.5-math-7b", f"hardware={hardware}"])
@@ -200,6 +222,15 @@ def test_config_command_names_what_differs_from_the_paper(capsys):
     assert "exgrpo.rho" in printed
     assert "widened" in printed
     assert "exgrpo.loss.beta" not in printed
+
+
+def test_config_command_says_that_sigma_is_not_in_the_papers_unit(capsys):
+    """The paper's N(k/K; 0.5, 1) is almost flat; the shipped width is in successes, as in the released code."""
+    assert main(["config", "scripts/qwen2.5-math-7b_exgrpo.sh"]) == 0
+    printed = "".join(capsys.readouterr().out.split())
+    assert "exgrpo.question.sigma_unit" in printed.replace("│", "")
+    assert main(["config", "scripts/qwen2.5-math-7b_on_policy.sh"]) == 0
+    assert "sigma_unit" not in capsys.readouterr().out
 
 
 def test_config_command_prints_the_resolved_configuration(capsys):

@@ -12,14 +12,15 @@ import logging
 import warnings
 from collections.abc import Iterator
 
-from hydra.errors import HydraException
 from omegaconf import DictConfig
 from rich.console import Console
 from rich.markup import escape
 
-from recipe.exgrpo.composition import CompositionError, compose, resolve_target
+from recipe.exgrpo.composition import ROOT, CompositionError, compose, names_script, resolve_target
+from verl_ext.platform import prepare_environment
 from verl_ext.preflight import inspect_run
-from verl_ext.preflight_report import ERROR, IMPOSSIBLE, NOTE, WARNING, Finding, error
+from verl_ext.preflight_report import ERROR, IMPOSSIBLE, NOTE, WARNING, Finding, PreflightError, error
+from verl_ext.preflight_verl import validate
 
 COLOURS = {ERROR: "red", IMPOSSIBLE: "red", WARNING: "yellow", NOTE: "green"}
 
@@ -46,26 +47,21 @@ def _findings(args: argparse.Namespace) -> Iterator[Finding]:
     except CompositionError as problem:
         yield error(str(problem))
         return
-    yield from inspect_run(config)
-    if not args.no_verl:
-        yield from _verl_findings(config)
+    # A script runs in the root of the repository, and its paths are relative to that.
+    with contextlib.chdir(ROOT) if names_script(args.target) else contextlib.nullcontext():
+        yield from inspect_run(config)
+        if not args.no_verl:
+            yield from _verl_findings(config)
 
 
 def _verl_findings(config: DictConfig) -> Iterator[Finding]:
-    """verl's own validation; its asserts and errors become findings."""
-    from verl_ext.platform import prepare_environment
-
+    """verl's own validation; what it objects to becomes a finding."""
     prepare_environment()
     logging.disable(logging.WARNING)  # what verl says while it is imported is not about this run
-    from verl.trainer.ppo.utils import need_critic, need_reference_policy
-    from verl.utils.config import validate_config
-
     try:
         with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings(action="ignore"):
-            validate_config(config, need_reference_policy(config), need_critic(config))
-    except (AssertionError, ValueError, TypeError, KeyError, HydraException) as problem:
-        # hydra wraps what a dataclass of verl says into its own exception.
-        cause = problem.__cause__ if isinstance(problem, HydraException) and problem.__cause__ else problem
-        yield error(f"verl's validate_config: {cause or type(cause).__name__}")
+            validate(config)
+    except PreflightError as problem:
+        yield error(str(problem))
     finally:
         logging.disable(logging.NOTSET)
