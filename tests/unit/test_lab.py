@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from recipe.exgrpo.fill import replay_loss
+from recipe.exgrpo.lab import trainer
 from recipe.exgrpo.lab.bases import CLEAN, demonstration_loss, shape_of
 from recipe.exgrpo.lab.families import family
 from recipe.exgrpo.lab.model import TinyTransformer
@@ -281,6 +282,25 @@ def test_a_dropped_row_counts_in_the_normaliser_and_nowhere_else():
         gradients.append(run.model.tokens.weight.grad.clone())
     torch.testing.assert_close(*gradients, rtol=1e-4, atol=1e-8)
     assert gradients[0].abs().max() > 0
+
+
+@pytest.mark.parametrize("size", [1, 3, 1000])
+def test_neither_gradient_nor_log_probs_depend_on_how_rows_are_put_into_passes(size, monkeypatch):
+    found = []
+    for rows_a_pass in (size, 16):
+        monkeypatch.setattr(trainer, "PASS_ROWS", rows_a_pass)
+        run = lab("on_policy")
+        groups = run.roll_out(run.mode.slots(run.stream, 8))
+        rows = [row for group in groups for row in group]
+        run.write_behaviour(rows)
+        write_advantages(groups)
+        scores = run.score([(row.question, np.array(row.response)) for row in rows])
+        terms = run._mini_batch(rows)
+        behaviour = torch.tensor(np.concatenate([row.behaviour for row in rows]))
+        gradient = run.model.tokens.weight.grad.clone()
+        found.append((torch.tensor(scores.entropy), behaviour, gradient, torch.tensor(list(terms.values()))))
+    assert len({len(row.response) for row in rows}) > 2  # ragged, so that padding would show
+    torch.testing.assert_close(*found, rtol=1e-4, atol=1e-6)
 
 
 def test_a_gradient_beyond_the_bound_is_skipped():
