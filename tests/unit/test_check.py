@@ -325,6 +325,44 @@ def test_an_incomplete_model_folder_is_an_error(tiny, model, missing):
     assert any(text.startswith("actor_rollout_ref.model.path") and "has no" in text for text in texts)
 
 
+POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 1\n"
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "said"),
+    [
+        ("config.json", b"{", "has a config.json that is not JSON"),
+        ("config.json", b"[]", "has a config.json that is not JSON"),
+        ("model.safetensors", b"", "has a model.safetensors that is cut"),
+        ("model.safetensors", POINTER, "has a model.safetensors that is cut"),
+        ("model.safetensors.index.json", b'{"weight_map": {"a": "model-2.safetensors"}}', "has no model-2.safetensors"),
+        ("tokenizer.json", b"{", "cannot be loaded"),
+        ("tokenizer.json", None, "has no vocabulary; download its tokenizer.json"),
+        ("chat_template.jinja", b"{% if %}", "cannot write the prompts (Expected an expression"),
+    ],
+)
+def test_what_a_broken_download_leaves_is_an_error(tiny, model, name, content, said):
+    folder = model()
+    (folder / "tokenizer_config.json").unlink()  # it names a class that finds no vocabulary before we do
+    (folder / name).unlink() if content is None else (folder / name).write_bytes(content)
+    texts = found(tiny(f"actor_rollout_ref.model.path={folder}"))
+    assert any(said in text for text in texts), texts
+    assert all("actor_rollout_ref.model." in text and "\n" not in text for text in texts)
+
+
+def test_weights_cut_at_their_end_are_an_error(tiny, model):
+    folder = model()
+    weights = (folder / "model.safetensors").read_bytes()
+    (folder / "model.safetensors").write_bytes(weights[:-1])
+    text = only(found(tiny(f"actor_rollout_ref.model.path={folder}")))
+    assert text.startswith(f"actor_rollout_ref.model.path: {folder} has a model.safetensors that is cut")
+
+
+def test_a_model_of_another_family_is_said_to_be_unknown(tiny, model):
+    texts = found(tiny(f"actor_rollout_ref.model.path={model(intermediate_size=None)}"), NOTE)
+    assert any(text.startswith("memory: unknown") and "Llama family" in text for text in texts)
+
+
 def test_a_window_that_is_too_small_is_an_error(tiny, model):
     text = only(found(tiny(f"actor_rollout_ref.model.path={model(max_position_embeddings=64)}")))
     assert "the model has 64 positions" in text
