@@ -1,6 +1,7 @@
 """`exgrpo check`: a bad example of every kind, and estimates against sums done by hand."""
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -11,11 +12,11 @@ import pytest
 from omegaconf import OmegaConf
 
 from recipe.exgrpo.cli import main
-from recipe.exgrpo.composition import ROOT
+from recipe.exgrpo.composition import ROOT, verl_config_dir
 from recipe.exgrpo.composition import compose as compose_run
 from verl_ext.preflight import check, inspect_run, reward_findings
 from verl_ext.preflight_disk import disk_findings, remaining_saves
-from verl_ext.preflight_environment import environment_findings
+from verl_ext.preflight_environment import LOGGERS, environment_findings
 from verl_ext.preflight_memory import GIB, buffer_bytes, cpu_bytes, estimate_gpu, memory_findings
 from verl_ext.preflight_model import KNOWN, model_shape, shape_of
 from verl_ext.preflight_report import ERROR, IMPOSSIBLE, NOTE, WARNING, PreflightError
@@ -202,6 +203,25 @@ def test_missing_packages_are_warnings(tiny, seven):
     assert severities(seven()) == [WARNING, WARNING], "and flash-attn"
     attention = "actor_rollout_ref.model.override_config.attn_implementation=sdpa"
     assert severities(seven(attention)) == [WARNING]
+
+
+def test_loggers_that_are_unknown_or_missing_are_errors(tiny):
+    """verl would say so after minutes of loading."""
+
+    def texts(loggers, **versions):
+        installed = {"verl": "0.9.1", "TransferQueue": "0.1.11"} | versions
+        return [f.text for f in environment_findings(tiny(f"trainer.logger={loggers}"), installed.get)]
+
+    assert texts("[console,wandb,tensorboard]", wandb="0.20", tensorboard="2.19") == []
+    assert texts("console") == texts("[]") == []
+    assert only(texts("[console,wandbb]")).startswith("trainer.logger: 'wandbb' is not one of console, ")
+    assert only(texts("[console,wandb]")).startswith("trainer.logger: wandb is not installed; pip install wandb")
+
+
+def test_the_known_loggers_are_verls():
+    source = (verl_config_dir().parents[1] / "utils" / "tracking.py").read_text()
+    listed = re.search(r"supported_backend = \[(.*?)\]", source, re.DOTALL)[1]
+    assert set(re.findall(r'"(\w+)"', listed)) == set(LOGGERS)
 
 
 # ---- data
