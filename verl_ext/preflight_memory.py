@@ -111,7 +111,8 @@ def memory_findings(config: DictConfig, ram: float | None = None) -> Iterator[Fi
     yield from _token_findings(config)
     if shape is None:
         yield note(
-            f"memory: unknown, no config.json for actor_rollout_ref.model.path={config.actor_rollout_ref.model.path}."
+            f"memory: unknown, actor_rollout_ref.model.path={config.actor_rollout_ref.model.path} is not on this machine, or "
+            "not of the Llama family."
         )
     elif config.trainer.device == "cpu":
         yield from _cpu_findings(config, shape, ram)

@@ -9,6 +9,7 @@ from typing import Any
 from omegaconf import DictConfig
 
 from verl_ext.preflight_report import Finding, error, warning
+from verl_ext.preflight_weights import folder_problems
 
 _QWEN_7B = {
     "hidden_size": 3584,
@@ -124,7 +125,7 @@ def model_shape(path: str) -> ModelShape | None:
     if folder is not None and (folder / "config.json").is_file():
         try:
             return shape_of(json.loads((folder / "config.json").read_text(encoding="utf-8")))
-        except (KeyError, ValueError):
+        except (KeyError, TypeError, ValueError):
             return None
     return shape_of(KNOWN[path]) if path in KNOWN else None
 
@@ -158,10 +159,7 @@ def _folder_findings(path: str) -> Iterator[Finding]:
                 "(data/prepare_model.py)."
             )
         return
-    if not (folder / "config.json").is_file():
-        yield error(f"{key}: {path} has no config.json; name the folder of a Hugging Face model.")
-    elif not any(folder.glob("*.safetensors")) and not any(folder.glob("*.bin")):
-        yield error(f"{key}: {path} has no weights (*.safetensors or *.bin); download the whole model.")
+    yield from (error(f"{key}: {path} {problem}") for problem in folder_problems(folder))
 
 
 def _length_findings(config: DictConfig) -> Iterator[Finding]:

@@ -5,6 +5,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from jinja2 import TemplateError
 from omegaconf import DictConfig
 
 from verl_ext.preflight_data import column, paths_of
@@ -31,8 +32,17 @@ def tokenizer_findings(config: DictConfig) -> Iterator[Finding]:
     if not tokenizer.chat_template:
         yield error(f"{_key(config)}: {folder} has no chat template{_remedy(config)}")
         return
-    yield from _template_findings(config, tokenizer, prompts)
-    yield from _length_findings(config, tokenizer, prompts)
+    try:
+        texts = [
+            tokenizer.apply_chat_template(prompt, add_generation_prompt=True, tokenize=False) for prompt in prompts
+        ]
+    except TemplateError as problem:
+        yield error(
+            f"{_key(config)}: the chat template of {folder} cannot write the prompts ({problem}){_remedy(config)}"
+        )
+        return
+    yield from _template_findings(config, tokenizer, prompts, texts)
+    yield from _length_findings(config, tokenizer, texts)
 
 
 def _key(config: DictConfig) -> str:
@@ -56,14 +66,18 @@ def _missing_findings(config: DictConfig) -> Iterator[Finding]:
 
 
 def _load(folder: Path) -> Any:
+    from huggingface_hub.errors import StrictDataclassError
     from transformers import AutoTokenizer
 
     try:
-        return AutoTokenizer.from_pretrained(folder)
-    except (OSError, ValueError) as problem:
+        tokenizer = AutoTokenizer.from_pretrained(folder)
+    except (OSError, ValueError, TypeError, StrictDataclassError) as problem:
         return error(
             f"actor_rollout_ref.model.tokenizer_path: {folder} cannot be loaded: {str(problem).splitlines()[0]}"
         )
+    if tokenizer("0", add_special_tokens=False)["input_ids"]:
+        return tokenizer
+    return error(f"actor_rollout_ref.model.tokenizer_path: {folder} has no vocabulary; download its tokenizer.json.")
 
 
 def _vocabulary_findings(config: DictConfig, tokenizer: Any) -> Iterator[Finding]:
@@ -75,7 +89,7 @@ def _vocabulary_findings(config: DictConfig, tokenizer: Any) -> Iterator[Finding
         )
 
 
-def _template_findings(config: DictConfig, tokenizer: Any, prompts: list) -> Iterator[Finding]:
+def _template_findings(config: DictConfig, tokenizer: Any, prompts: list, texts: list[str]) -> Iterator[Finding]:
     """The rendered prompt must look as preset.template says (data/templates)."""
     name = config.get("preset", {}).get("template")
     if not name or not prompts:
@@ -84,7 +98,7 @@ def _template_findings(config: DictConfig, tokenizer: Any, prompts: list) -> Ite
     if template is None:
         yield error(f"preset.template: {name!r} is not one of data/templates.")
         return
-    rendered = tokenizer.apply_chat_template(prompts[0], add_generation_prompt=True, tokenize=False)
+    rendered = texts[0]
     opening = template.get("assistant_opening", "")
     if not rendered.endswith(opening):
         yield error(
@@ -105,14 +119,13 @@ def _template(name: str) -> dict | None:
     return yaml.safe_load(path.read_text(encoding="utf-8")) if path.is_file() else None
 
 
-def _length_findings(config: DictConfig, tokenizer: Any, prompts: list) -> Iterator[Finding]:
+def _length_findings(config: DictConfig, tokenizer: Any, texts: list[str]) -> Iterator[Finding]:
     limit = config.data.max_prompt_length
-    texts = [tokenizer.apply_chat_template(prompt, add_generation_prompt=True, tokenize=False) for prompt in prompts]
     over = sum(len(ids) > limit for ids in tokenizer(texts, add_special_tokens=False)["input_ids"]) if texts else 0
     if not over:
         return
-    text = f"data.max_prompt_length is {limit} and {over} of the first {len(prompts)} prompts are longer"
-    if over == len(prompts) or not config.data.filter_overlong_prompts:
+    text = f"data.max_prompt_length is {limit} and {over} of the first {len(texts)} prompts are longer"
+    if over == len(texts) or not config.data.filter_overlong_prompts:
         yield error(f"{text}; raise it, or set data.filter_overlong_prompts=true to leave out the long ones.")
     else:
-        yield warning(f"{text}; verl leaves them out (data.filter_overlong_prompts).")
+        yield warning(f"{text}; verl leaves them out (data.filter_overlong_texts).")

@@ -1,6 +1,7 @@
 """`exgrpo check`: a bad example of every kind, and estimates against sums done by hand."""
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -11,11 +12,11 @@ import pytest
 from omegaconf import OmegaConf
 
 from recipe.exgrpo.cli import main
-from recipe.exgrpo.composition import ROOT
+from recipe.exgrpo.composition import ROOT, verl_config_dir
 from recipe.exgrpo.composition import compose as compose_run
 from verl_ext.preflight import check, inspect_run, reward_findings
 from verl_ext.preflight_disk import disk_findings, remaining_saves
-from verl_ext.preflight_environment import environment_findings
+from verl_ext.preflight_environment import LOGGERS, environment_findings
 from verl_ext.preflight_memory import GIB, buffer_bytes, cpu_bytes, estimate_gpu, memory_findings
 from verl_ext.preflight_model import KNOWN, model_shape, shape_of
 from verl_ext.preflight_report import ERROR, IMPOSSIBLE, NOTE, WARNING, PreflightError
@@ -204,6 +205,25 @@ def test_missing_packages_are_warnings(tiny, seven):
     assert severities(seven(attention)) == [WARNING]
 
 
+def test_loggers_that_are_unknown_or_missing_are_errors(tiny):
+    """verl would say so after minutes of loading."""
+
+    def texts(loggers, **versions):
+        installed = {"verl": "0.9.1", "TransferQueue": "0.1.11"} | versions
+        return [f.text for f in environment_findings(tiny(f"trainer.logger={loggers}"), installed.get)]
+
+    assert texts("[console,wandb,tensorboard]", wandb="0.20", tensorboard="2.19") == []
+    assert texts("console") == texts("[]") == []
+    assert only(texts("[console,wandbb]")).startswith("trainer.logger: 'wandbb' is not one of console, ")
+    assert only(texts("[console,wandb]")).startswith("trainer.logger: wandb is not installed; pip install wandb")
+
+
+def test_the_known_loggers_are_verls():
+    source = (verl_config_dir().parents[1] / "utils" / "tracking.py").read_text()
+    listed = re.search(r"supported_backend = \[(.*?)\]", source, re.DOTALL)[1]
+    assert set(re.findall(r'"(\w+)"', listed)) == set(LOGGERS)
+
+
 # ---- data
 
 
@@ -323,6 +343,44 @@ def test_an_incomplete_model_folder_is_an_error(tiny, model, missing):
     (folder / missing).unlink()
     texts = found(tiny(f"actor_rollout_ref.model.path={folder}"))
     assert any(text.startswith("actor_rollout_ref.model.path") and "has no" in text for text in texts)
+
+
+POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 1\n"
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "said"),
+    [
+        ("config.json", b"{", "has a config.json that is not JSON"),
+        ("config.json", b"[]", "has a config.json that is not JSON"),
+        ("model.safetensors", b"", "has a model.safetensors that is cut"),
+        ("model.safetensors", POINTER, "has a model.safetensors that is cut"),
+        ("model.safetensors.index.json", b'{"weight_map": {"a": "model-2.safetensors"}}', "has no model-2.safetensors"),
+        ("tokenizer.json", b"{", "cannot be loaded"),
+        ("tokenizer.json", None, "has no vocabulary; download its tokenizer.json"),
+        ("chat_template.jinja", b"{% if %}", "cannot write the prompts (Expected an expression"),
+    ],
+)
+def test_what_a_broken_download_leaves_is_an_error(tiny, model, name, content, said):
+    folder = model()
+    (folder / "tokenizer_config.json").unlink()  # it names a class that finds no vocabulary before we do
+    (folder / name).unlink() if content is None else (folder / name).write_bytes(content)
+    texts = found(tiny(f"actor_rollout_ref.model.path={folder}"))
+    assert any(said in text for text in texts), texts
+    assert all("actor_rollout_ref.model." in text and "\n" not in text for text in texts)
+
+
+def test_weights_cut_at_their_end_are_an_error(tiny, model):
+    folder = model()
+    weights = (folder / "model.safetensors").read_bytes()
+    (folder / "model.safetensors").write_bytes(weights[:-1])
+    text = only(found(tiny(f"actor_rollout_ref.model.path={folder}")))
+    assert text.startswith(f"actor_rollout_ref.model.path: {folder} has a model.safetensors that is cut")
+
+
+def test_a_model_of_another_family_is_said_to_be_unknown(tiny, model):
+    texts = found(tiny(f"actor_rollout_ref.model.path={model(intermediate_size=None)}"), NOTE)
+    assert any(text.startswith("memory: unknown") and "Llama family" in text for text in texts)
 
 
 def test_a_window_that_is_too_small_is_an_error(tiny, model):

@@ -1,4 +1,4 @@
-"""scripts/ray_cluster.sh, with `ray` and `python` replaced by recorders: what it would start, and when it gives up."""
+"""scripts/ray_cluster.sh and the Slurm example, with recorders for `ray`, `python` and `srun`: what they would start."""
 
 import os
 import subprocess
@@ -54,3 +54,42 @@ def test_wrong_use_is_refused(cluster, arguments):
     assert process.returncode != 0
     assert process.stderr
     assert commands == []
+
+
+# ---- Slurm
+
+
+def test_the_slurm_example_starts_head_workers_and_the_script(tmp_path):
+    log = tmp_path / "log"
+    commands = {
+        "scontrol": "echo node1; echo node2; echo node3",
+        "srun": f'echo "NNODES=$NNODES GPUS=$GPUS RAY_ADDRESS=$RAY_ADDRESS $*" >> {log}; '
+        'case "$*" in *hostname*) echo "10.0.0.1 172.17.0.1" ;; esac',
+        "sleep": ":",
+    }
+    for name, body in commands.items():
+        (tmp_path / name).write_text(f"#!/bin/bash\n{body}\n")
+        (tmp_path / name).chmod(0o755)
+    job = {"SLURM_SUBMIT_DIR": str(ROOT), "SLURM_JOB_NODELIST": "node[1-3]", "SLURM_CPUS_PER_TASK": "96"}
+    job |= {"SLURM_GPUS_ON_NODE": "4", "SCRIPT": "scripts/luffy_exgrpo.sh", "PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    command = ["bash", "scripts/slurm_example.sbatch", "exgrpo.rho=0.3"]
+    process = subprocess.run(command, cwd=ROOT, env=job, capture_output=True, text=True, timeout=30)
+    assert process.returncode == 0, process.stderr
+    lines = log.read_text().splitlines()  # those of head and workers at any place: they are started in the background
+    assert any("--nodelist=node1 bash -c bash scripts/ray_cluster.sh head" in line for line in lines)
+    for node in ("node2", "node3"):
+        worker = f"--nodelist={node} bash -c until bash scripts/ray_cluster.sh worker 10.0.0.1;"
+        assert any(worker in line for line in lines)
+    [wait] = [i for i, line in enumerate(lines) if line.endswith("--nodelist=node1 bash scripts/ray_cluster.sh wait 3")]
+    [run] = [i for i, line in enumerate(lines) if line.endswith("bash scripts/luffy_exgrpo.sh exgrpo.rho=0.3")]
+    assert wait < run
+    assert lines[run].startswith("NNODES=3 GPUS=4 RAY_ADDRESS=10.0.0.1:6379 ")
+    assert "--cpus-per-task=96 --nodelist=node1" in lines[run]
+
+
+def test_the_slurm_log_needs_no_folder():
+    """Slurm does not make it, and without it the job's output is lost; outputs/ is not part of a fresh checkout."""
+    [output] = [
+        line for line in (ROOT / "scripts/slurm_example.sbatch").read_text().splitlines() if "--output=" in line
+    ]
+    assert "/" not in output

@@ -46,3 +46,13 @@ def test_result_rows_are_the_published_ones_and_ours_are_empty():
     ours = [row for row in ROWS if len(row) > 1 and row[1].endswith(", ours")]
     assert len(ours) == 12
     assert all(cell == "" for row in ours for cell in row[2:])
+
+
+@pytest.mark.parametrize("name", ["docs/reproduce.md", "README.md"])
+def test_the_gpu_environment_is_made_as_its_requirements_say(name):
+    """flash-attn's build imports torch: one `pip install -r` on an empty environment fails."""
+    header = (ROOT / "requirements-gpu.txt").read_text(encoding="utf-8").splitlines()
+    commands = [line.removeprefix("#").strip() for line in header if re.match("#  +pip install", line)]
+    assert len(commands) == 3
+    text = (ROOT / name).read_text(encoding="utf-8")
+    assert [text.count(command) for command in commands] == [1, 1, 1]

@@ -1,0 +1,52 @@
+"""Checks of a model folder's files: what an interrupted download leaves behind looks complete to `ls`."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+
+def folder_problems(folder: Path) -> Iterator[str]:
+    """One clause for each thing that is missing or cut in a Hugging Face model folder; weights are not read, only measured."""
+    config = folder / "config.json"
+    if not config.is_file():
+        yield "has no config.json; name the folder of a Hugging Face model."
+    elif not isinstance(_json(config), dict):
+        yield "has a config.json that is not JSON; download the model again."
+    shards = list(folder.glob("*.safetensors"))
+    if not shards and not any(folder.glob("*.bin")):
+        yield "has no weights (*.safetensors or *.bin); download the whole model."
+    missing = sorted(_indexed(folder) - {shard.name for shard in shards})
+    if missing:
+        yield f"has no {missing[0]}, which its index lists; download the whole model."
+    cut = [shard.name for shard in shards if not is_whole(shard)]
+    if cut:
+        yield f"has a {cut[0]} that is cut or no safetensors file; download it again (git lfs pull leaves no pointers)."
+
+
+def is_whole(path: Path) -> bool:
+    """True when a safetensors file is as long as its header says."""
+    with path.open("rb") as stream:
+        length = int.from_bytes(stream.read(8), "little")
+        if not 0 < length <= path.stat().st_size - 8:
+            return False
+        header = _parsed(stream.read(length))
+    if not isinstance(header, dict):
+        return False
+    ends = [entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"]
+    return 8 + length + max(ends, default=0) == path.stat().st_size
+
+
+def _indexed(folder: Path) -> set[str]:
+    index = _json(folder / "model.safetensors.index.json")
+    return set(index.get("weight_map", {}).values()) if isinstance(index, dict) else set()
+
+
+def _json(path: Path) -> object:
+    return _parsed(path.read_bytes()) if path.is_file() else None
+
+
+def _parsed(text: bytes) -> object:
+    try:
+        return json.loads(text)
+    except ValueError:
+        return None
