@@ -122,6 +122,16 @@ def inject(batch: KVBatchMeta, replays: list[Replay], group_size: int, uids: lis
             keys=keys, partition_id=batch.partition_id, fields=list_of_dict_to_tensordict(rows), tags=new_tags
         )
         tags |= dict(zip(keys, new_tags, strict=True))
+    return _arranged(batch, tags, uids)
+
+
+def in_plan_order(batch: KVBatchMeta, uids: list[str]) -> KVBatchMeta:
+    """The same rows, groups together and in the order of `uids`, so that a run with fixed sampling seeds repeats."""
+    return _arranged(batch, dict(zip(batch.keys, batch.tags, strict=True)), uids)
+
+
+def _arranged(batch: KVBatchMeta, tags: dict[str, dict], uids: list[str]) -> KVBatchMeta:
+    """A batch of the keys of `tags`: groups in the order of `uids`, members by session."""
     rank = {uid: i for i, uid in enumerate(uids)}
     order = sorted(tags, key=lambda key: (rank[uid_of(key)], *session_of(key)))
     # A fresh object: KVBatchMeta fixes its size at construction. Extra info (temperature and the like) travels along.

@@ -36,7 +36,7 @@ from verl_ext import advantage, polling
 from verl_ext.collection import batch_metrics, collect, fresh_keys, read_outcomes
 from verl_ext.experience_state import ExperienceState
 from verl_ext.filling import Filling, fill_batch, write_advantages
-from verl_ext.injection import Replay, inject, siblings, write_behaviour_log_probs
+from verl_ext.injection import Replay, in_plan_order, inject, siblings, write_behaviour_log_probs
 from verl_ext.loss import exgrpo_loss, replay_metrics
 from verl_ext.masking import mask_groups
 from verl_ext.metrics_log import JsonlLogger
@@ -206,6 +206,8 @@ class ExGRPOTrainer(PPOTrainerSync):
         elif self.mode in ("fill", "masked"):
             batch = inject(batch, [], self.group_size, list(self.questions))
             self.outcomes = read_outcomes(batch.keys, batch.partition_id)
+        else:
+            batch = in_plan_order(batch, list(self.questions))
         if self.mode == "masked":
             threshold = self.settings.bookkeeping.success_threshold
             self.dropped = mask_groups(batch, self.outcomes[0], self.settings.mask.band, threshold)

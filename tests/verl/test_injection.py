@@ -8,6 +8,7 @@ import torch
 from omegaconf import OmegaConf
 from tensordict import TensorDict
 from verl.trainer.ppo.padding_utils import upsample_batch_to_divisible_size
+from verl.trainer.ppo.v1.trainer_sync import PPOTrainerSync
 
 from recipe.exgrpo.config import ExGRPOConfig
 from recipe.exgrpo.replay import ReplayManager
@@ -176,6 +177,21 @@ def test_without_replay_rows_are_flagged_and_ordered_and_nothing_else(rollouts):
     batch = inject(rollouts.batch(), [], 2, ["a", "b"])
     assert batch.keys == ["a_0_0", "a_1_0", "b_0_0", "b_1_0"]
     assert {float(row["is_replayed"]) for row in rollouts.read(batch.keys).values()} == {0.0}
+
+
+def test_the_on_policy_twin_has_the_plans_order_too_and_no_flag(rollouts, monkeypatch):
+    """Arrival decides nothing there either: which mini-batch a group is in would make a seeded run unlike its repetition."""
+    monkeypatch.setattr(PPOTrainerSync, "_balance_batch", lambda self, batch, metrics: batch)
+    for uid in ("b", "a"):
+        for session in (1, 0):
+            rollouts.add(uid, session, [1, 2], 0.0)
+    trainer = object.__new__(ExGRPOTrainer)  # its constructor starts the whole stack
+    trainer.settings = ExGRPOConfig(enable=False)
+    trainer.mode, trainer.replay, trainer.questions = "off", None, {"a": "qa", "b": "qb"}
+    batch = trainer._balance_batch(rollouts.batch(), {})
+    assert batch.keys == ["a_0_0", "a_1_0", "b_0_0", "b_1_0"]
+    assert batch.tags == [rollouts.batch().tags[rollouts.batch().keys.index(key)] for key in batch.keys]
+    assert not any("is_replayed" in row for row in rollouts.read(batch.keys).values())
 
 
 def test_sessions_are_ordered_as_numbers(rollouts):
