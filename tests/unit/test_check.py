@@ -14,12 +14,13 @@ from omegaconf import OmegaConf
 from recipe.exgrpo.cli import main
 from recipe.exgrpo.composition import ROOT, verl_config_dir
 from recipe.exgrpo.composition import compose as compose_run
-from verl_ext.preflight import check, inspect_run, reward_findings
+from verl_ext.preflight import check, inspect_run
 from verl_ext.preflight_disk import disk_findings, remaining_saves
 from verl_ext.preflight_environment import LOGGERS, environment_findings
 from verl_ext.preflight_memory import GIB, buffer_bytes, cpu_bytes, estimate_gpu, memory_findings
 from verl_ext.preflight_model import KNOWN, model_shape, shape_of
 from verl_ext.preflight_report import ERROR, IMPOSSIBLE, NOTE, WARNING, PreflightError
+from verl_ext.preflight_reward import reward_findings
 from verl_ext.preflight_schema import missing_values
 
 TOY = "data/toy/model"
@@ -183,6 +184,17 @@ def test_a_reward_model_that_would_sleep_is_a_warning():
     assert list(reward_findings(compose_run(continuous))) == []
     sleeping = compose_run([*continuous, "reward.reward_model.rollout.free_cache_engine=true"])
     assert [f.severity for f in reward_findings(sleeping)] == [WARNING]
+
+
+@pytest.mark.parametrize("path", ["scripts/tiny_rewards.py", "pkg://verl_ext.rewarding", "pkg://verl_extra.rewards"])
+def test_a_reward_function_that_is_not_there_is_an_error(tiny, path):
+    text = only(found(tiny(f"reward.custom_reward_function.path={path}")))
+    assert text.startswith(f"reward.custom_reward_function.path: there is no {path};")
+
+
+@pytest.mark.parametrize("path", ["scripts/tiny_reward.py", "pkg://verl_ext/rewards", "pkg://verl_ext.rewards.rules"])
+def test_a_reward_function_is_found_as_verl_finds_it(tiny, path):
+    assert found(tiny(f"reward.custom_reward_function.path={path}")) == []
 
 
 # ---- environment
