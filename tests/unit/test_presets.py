@@ -1,6 +1,7 @@
 """Every shipped script composes to the paper's settings (recipe/exgrpo/paper_settings.yaml), key by key."""
 
 import os
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -249,3 +250,13 @@ def test_scripts_are_thin_strict_and_executable(script):
     assert "Cost" in text
     assert len(text.splitlines()) < 25
     assert os.access(script, os.X_OK)
+
+
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.stem)
+def test_help_says_what_it_is_how_to_call_it_and_what_it_costs(script, tmp_path):
+    process = subprocess.run(["bash", script, "--help"], cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert process.stdout.startswith(script.read_text().splitlines()[1].removeprefix("# "))
+    assert f"Usage: [NAME=value ...] bash {script} " in process.stdout
+    assert "Cost" in process.stdout
+    assert all(f"  {name} " in process.stdout or f", {name} " in process.stdout for name in ("RUN", "GPUS", "LOGGER"))
+    assert list(tmp_path.iterdir()) == []
