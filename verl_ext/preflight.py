@@ -145,8 +145,7 @@ def inspect_run(config: DictConfig) -> Iterator[Finding]:
     yield from (*environment_findings(config), *problems, *data)
     yield from reward_findings(config)
     yield from model_findings(config)
-    if not any(finding.severity == ERROR for finding in data):
-        yield from tokenizer_findings(config)
+    yield from tokenizer_findings(config, readable=not any(finding.severity == ERROR for finding in data))
     yield from memory_findings(config)
     yield from disk_findings(config)
 

@@ -327,6 +327,21 @@ def test_everything_wrong_is_listed_at_once(tiny, tmp_path):
     assert [text.split()[0] for text in texts] == ["data.train_batch_size", "data.val_files:", "data.train_files:"]
 
 
+def test_a_fresh_checkout_is_told_all_that_must_be_made_first(monkeypatch, tmp_path):
+    """Data, model and tokenizer in one go, and the estimates all the same."""
+    monkeypatch.chdir(tmp_path)
+    config = compose_run(
+        ["backbone=qwen2.5-math-1.5b", f"trainer.default_local_dir={tmp_path}", "trainer.save_freq=-1"]
+    )
+    assert [(text.split()[0], "docs/reproduce.md" in text or "data/prepare_" in text) for text in found(config)] == [
+        ("data.train_files:", True),
+        ("data.val_files:", True),
+        ("actor_rollout_ref.model.path:", True),
+        ("actor_rollout_ref.model.tokenizer_path:", True),
+    ]
+    assert any(text.startswith("GPU memory: the update") for text in found(config, NOTE))
+
+
 # ---- model and tokenizer
 
 
@@ -556,8 +571,6 @@ def test_what_cannot_fit_is_impossible_and_what_may_not_is_a_warning(seven):
 def test_the_shipped_hardware_presets_fit_by_the_estimate(target):
     backbone = [] if target[0].startswith("backbone") else ["backbone=qwen2.5-math-7b"]
     config = compose_run([*backbone, *target])
-    if "1.5b" in target[0]:
-        config.actor_rollout_ref.model.path = "Qwen/Qwen2.5-Math-1.5B"  # its widened copy has the same shape
     assert [f.text for f in memory_findings(config) if f.severity != NOTE] == []
 
 
