@@ -1,6 +1,4 @@
 # shellcheck shell=bash
-# Common launcher: the experiment scripts source it and call `launch PRESET... -- "$@"`.
-#
 # Arguments:
 #   --help       this text          --dry-run    print the overrides, one a line, and stop
 #   key=value    hydra overrides, after everything else: data.train_batch_size=64 exgrpo.rho=0.3
@@ -14,9 +12,15 @@
 #   TINY=1       two steps of the same experiment with the toy model on CPU: a minute or two, 6 GB
 # Before a run: `exgrpo check SCRIPT` (does it fit?) and `exgrpo config SCRIPT` (how does it differ from the paper?).
 
+# Common launcher: the experiment scripts source it and call `launch PRESET... -- "$@"`.
+
 # The comment at the top of a file.
 _header() {
   sed -n '/^#!/d; /^# shellcheck/d; /^#/!q; s/^# \{0,1\}//p' "$1"
+}
+
+_help() {
+  _header "$0" && printf '\nUsage: [NAME=value ...] bash %s [argument ...]\n\n' "$0" && _header "${BASH_SOURCE[0]}"
 }
 
 _logger() {
@@ -44,7 +48,7 @@ launch() {
   shift
   for argument in "$@"; do
     case $argument in
-      -h | --help) _header "$0" && echo && _header "${BASH_SOURCE[0]}" && exit 0 ;;
+      -h | --help) _help && exit 0 ;;
       --dry-run) dry=1 ;;
       -*) echo "$0: unknown option $argument (--help)" >&2 && exit 2 ;;
       [A-Z]*=*) echo "$0: ${argument%%=*} goes before the command: $argument bash $0" >&2 && exit 2 ;;

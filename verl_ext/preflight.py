@@ -15,7 +15,8 @@ from verl_ext.preflight_disk import disk_findings
 from verl_ext.preflight_environment import environment_findings
 from verl_ext.preflight_memory import memory_findings, world_size
 from verl_ext.preflight_model import longest_sequence, model_findings
-from verl_ext.preflight_report import ERROR, NOTE, Finding, PreflightError, error, warning
+from verl_ext.preflight_report import ERROR, NOTE, Finding, PreflightError, error
+from verl_ext.preflight_reward import reward_findings
 from verl_ext.preflight_tokenizer import tokenizer_findings
 from verl_ext.preflight_types import type_findings
 
@@ -120,16 +121,6 @@ def config_problems(config: DictConfig) -> Iterator[str]:
     yield from _budget_problems(config)
 
 
-def reward_findings(config: DictConfig) -> Iterator[Finding]:
-    """A reward model on GPUs of its own is put to sleep by verl 0.9.1 at the start, and only the shared mode wakes it."""
-    model = config.reward.reward_model
-    if model.enable and model.enable_resource_pool and model.rollout.free_cache_engine:
-        yield warning(
-            "reward.reward_model.rollout.free_cache_engine is true with enable_resource_pool: the reward model sleeps "
-            "when it is asked; set it to false."
-        )
-
-
 def settings_of(config: DictConfig) -> ExGRPOConfig:
     """The validated `exgrpo` node; raises PreflightError naming the key."""
     try:
@@ -154,8 +145,7 @@ def inspect_run(config: DictConfig) -> Iterator[Finding]:
     yield from (*environment_findings(config), *problems, *data)
     yield from reward_findings(config)
     yield from model_findings(config)
-    if not any(finding.severity == ERROR for finding in data):
-        yield from tokenizer_findings(config)
+    yield from tokenizer_findings(config, readable=not any(finding.severity == ERROR for finding in data))
     yield from memory_findings(config)
     yield from disk_findings(config)
 

@@ -12,7 +12,7 @@ from verl_ext.preflight_report import Finding, PreflightError, error, warning
 from verl_ext.preflight_schema import missing_values, schema_problems
 from verl_ext.questions import index_questions
 
-SPLITS = ("train_files", "val_files")
+SPLITS = {"train_files": "TRAIN", "val_files": "VAL"}  # and the launcher's switch for each
 RULES = "pkg://verl_ext.rewards"
 SINGLE_TURN_AGENTS = ("single_turn_agent", "exgrpo_seeded_single_turn")
 
@@ -60,10 +60,13 @@ def column(path: str, name: str) -> Iterator:
 
 def _file_findings(config: DictConfig, split: str, path: str) -> Iterator[Finding]:
     key = f"data.{split}"
+    if not Path(path).is_file():
+        yield error(f"{key}: there is no file {path}; set {SPLITS[split]} or {key} to one{_how_to_make(config)}.")
+        return
     try:
         schema = pq.read_schema(path)
     except (OSError, pa.ArrowInvalid) as problem:
-        yield error(f"{key}: {path} cannot be read as parquet: {problem}{_how_to_make(config, path)}")
+        yield error(f"{key}: {path} cannot be read as parquet: {problem}")
         return
     media = [config.data.get(name) for name in ("image_key", "video_key", "audio_key")]
     problems = list(schema_problems(schema, filter(None, media)))
@@ -76,11 +79,9 @@ def _file_findings(config: DictConfig, split: str, path: str) -> Iterator[Findin
     yield from _template_findings(config, key, path)
 
 
-def _how_to_make(config: DictConfig, path: str) -> str:
+def _how_to_make(config: DictConfig) -> str:
     template = config.get("preset", {}).get("template")
-    if Path(path).exists() or template is None:
-        return ""
-    return f"; docs/reproduce.md has the command that makes it (template {template})."
+    return f", or make it (docs/reproduce.md has the command, template {template})" if template else ""
 
 
 def _agent_findings(key: str, path: str) -> Iterator[Finding]:

@@ -48,6 +48,7 @@ KNOWN = {
     "Qwen/Qwen2.5-7B": _QWEN_7B | {"max_position_embeddings": 131072},
     "Qwen/Qwen2.5-7B-Instruct": _QWEN_7B | {"max_position_embeddings": 32768},
     "Qwen/Qwen2.5-Math-1.5B": _QWEN_1_5B | {"max_position_embeddings": 4096},
+    "outputs/models/Qwen2.5-Math-1.5B-16k": _QWEN_1_5B | {"max_position_embeddings": 16384},  # until it is made
     "meta-llama/Llama-3.1-8B": _LLAMA_8B,
     "meta-llama/Llama-3.1-8B-Instruct": _LLAMA_8B,
 }

@@ -16,8 +16,8 @@ SAMPLE = 200  # prompts looked at; all of them would take a minute
 TEMPLATES = Path(__file__).resolve().parents[1] / "data" / "templates"
 
 
-def tokenizer_findings(config: DictConfig) -> Iterator[Finding]:
-    """What is wrong with the tokenizer, alone and with the training prompts; the parquet files must be readable."""
+def tokenizer_findings(config: DictConfig, readable: bool) -> Iterator[Finding]:
+    """What is wrong with the tokenizer, alone and, where the parquet files are `readable`, with the training prompts."""
     model = config.actor_rollout_ref.model
     folder = local_folder(model.tokenizer_path or model.path)
     if folder is None:
@@ -28,10 +28,14 @@ def tokenizer_findings(config: DictConfig) -> Iterator[Finding]:
         yield tokenizer
         return
     yield from _vocabulary_findings(config, tokenizer)
-    prompts = list(islice(column(paths_of(config, "train_files")[0], config.data.prompt_key), SAMPLE))
     if not tokenizer.chat_template:
         yield error(f"{_key(config)}: {folder} has no chat template{_remedy(config)}")
-        return
+    elif readable:
+        yield from _prompt_findings(config, tokenizer, folder)
+
+
+def _prompt_findings(config: DictConfig, tokenizer: Any, folder: Path) -> Iterator[Finding]:
+    prompts = list(islice(column(paths_of(config, "train_files")[0], config.data.prompt_key), SAMPLE))
     try:
         texts = [
             tokenizer.apply_chat_template(prompt, add_generation_prompt=True, tokenize=False) for prompt in prompts

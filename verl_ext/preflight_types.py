@@ -35,7 +35,7 @@ CHOICES = {
     "actor_rollout_ref.actor.strategy": ("fsdp", "fsdp2"),
     "actor_rollout_ref.actor.optim.lr_scheduler_type": ("constant", "cosine"),
     "actor_rollout_ref.rollout.name": ("vllm", "sglang", "trtllm"),
-    "actor_rollout_ref.rollout.dtype": ("bfloat16", "float16", "float32"),
+    "actor_rollout_ref.rollout.dtype": ("bfloat16", "float16", "float32", "auto", "half", "float"),  # vLLM's names
     "trainer.device": ("cuda", "npu", "cpu"),
     "trainer.resume_mode": ("auto", "disable", "resume_path"),
 }

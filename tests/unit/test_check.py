@@ -14,12 +14,13 @@ from omegaconf import OmegaConf
 from recipe.exgrpo.cli import main
 from recipe.exgrpo.composition import ROOT, verl_config_dir
 from recipe.exgrpo.composition import compose as compose_run
-from verl_ext.preflight import check, inspect_run, reward_findings
+from verl_ext.preflight import check, inspect_run
 from verl_ext.preflight_disk import disk_findings, remaining_saves
 from verl_ext.preflight_environment import LOGGERS, environment_findings
 from verl_ext.preflight_memory import GIB, buffer_bytes, cpu_bytes, estimate_gpu, memory_findings
 from verl_ext.preflight_model import KNOWN, model_shape, shape_of
 from verl_ext.preflight_report import ERROR, IMPOSSIBLE, NOTE, WARNING, PreflightError
+from verl_ext.preflight_reward import reward_findings
 from verl_ext.preflight_schema import missing_values
 
 TOY = "data/toy/model"
@@ -185,6 +186,17 @@ def test_a_reward_model_that_would_sleep_is_a_warning():
     assert [f.severity for f in reward_findings(sleeping)] == [WARNING]
 
 
+@pytest.mark.parametrize("path", ["scripts/tiny_rewards.py", "pkg://verl_ext.rewarding", "pkg://verl_extra.rewards"])
+def test_a_reward_function_that_is_not_there_is_an_error(tiny, path):
+    text = only(found(tiny(f"reward.custom_reward_function.path={path}")))
+    assert text.startswith(f"reward.custom_reward_function.path: there is no {path};")
+
+
+@pytest.mark.parametrize("path", ["scripts/tiny_reward.py", "pkg://verl_ext/rewards", "pkg://verl_ext.rewards.rules"])
+def test_a_reward_function_is_found_as_verl_finds_it(tiny, path):
+    assert found(tiny(f"reward.custom_reward_function.path={path}")) == []
+
+
 # ---- environment
 
 
@@ -313,6 +325,21 @@ def test_everything_wrong_is_listed_at_once(tiny, tmp_path):
     path = write(tmp_path / "x.parquet", [row(0), row(0)])
     texts = found(tiny(f"data.train_files={path}", "data.val_files=/nowhere.parquet", "data.train_batch_size=10"))
     assert [text.split()[0] for text in texts] == ["data.train_batch_size", "data.val_files:", "data.train_files:"]
+
+
+def test_a_fresh_checkout_is_told_all_that_must_be_made_first(monkeypatch, tmp_path):
+    """Data, model and tokenizer in one go, and the estimates all the same."""
+    monkeypatch.chdir(tmp_path)
+    config = compose_run(
+        ["backbone=qwen2.5-math-1.5b", f"trainer.default_local_dir={tmp_path}", "trainer.save_freq=-1"]
+    )
+    assert [(text.split()[0], "docs/reproduce.md" in text or "data/prepare_" in text) for text in found(config)] == [
+        ("data.train_files:", True),
+        ("data.val_files:", True),
+        ("actor_rollout_ref.model.path:", True),
+        ("actor_rollout_ref.model.tokenizer_path:", True),
+    ]
+    assert any(text.startswith("GPU memory: the update") for text in found(config, NOTE))
 
 
 # ---- model and tokenizer
@@ -544,8 +571,6 @@ def test_what_cannot_fit_is_impossible_and_what_may_not_is_a_warning(seven):
 def test_the_shipped_hardware_presets_fit_by_the_estimate(target):
     backbone = [] if target[0].startswith("backbone") else ["backbone=qwen2.5-math-7b"]
     config = compose_run([*backbone, *target])
-    if "1.5b" in target[0]:
-        config.actor_rollout_ref.model.path = "Qwen/Qwen2.5-Math-1.5B"  # its widened copy has the same shape
     assert [f.text for f in memory_findings(config) if f.severity != NOTE] == []
 
 

@@ -1,6 +1,7 @@
 """Every shipped script composes to the paper's settings (recipe/exgrpo/paper_settings.yaml), key by key."""
 
 import os
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -227,8 +228,7 @@ def test_config_command_names_what_differs_from_the_paper(capsys):
 def test_config_command_says_that_sigma_is_not_in_the_papers_unit(capsys):
     """The paper's N(k/K; 0.5, 1) is almost flat; the shipped width is in successes, as in the released code."""
     assert main(["config", "scripts/qwen2.5-math-7b_exgrpo.sh"]) == 0
-    printed = "".join(capsys.readouterr().out.split())
-    assert "exgrpo.question.sigma_unit" in printed.replace("│", "")
+    assert "exgrpo.question.sigma_unit" in capsys.readouterr().out
     assert main(["config", "scripts/qwen2.5-math-7b_on_policy.sh"]) == 0
     assert "sigma_unit" not in capsys.readouterr().out
 
@@ -257,3 +257,13 @@ def test_scripts_are_thin_strict_and_executable(script):
     assert "Cost" in text
     assert len(text.splitlines()) < 25
     assert os.access(script, os.X_OK)
+
+
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.stem)
+def test_help_says_what_it_is_how_to_call_it_and_what_it_costs(script, tmp_path):
+    process = subprocess.run(["bash", script, "--help"], cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert process.stdout.startswith(script.read_text().splitlines()[1].removeprefix("# "))
+    assert f"Usage: [NAME=value ...] bash {script} " in process.stdout
+    assert "Cost" in process.stdout
+    assert all(f"  {name} " in process.stdout or f", {name} " in process.stdout for name in ("RUN", "GPUS", "LOGGER"))
+    assert list(tmp_path.iterdir()) == []

@@ -1,12 +1,15 @@
-"""docs/reproduce.md names every script, and its published numbers are those of the tables it was made from."""
+"""docs/reproduce.md names every script, and the docs' numbers are those of the tables and formulas they were made from."""
 
 import json
 import re
 
 import pytest
 
-from recipe.exgrpo.composition import ROOT
+from recipe.exgrpo.composition import ROOT, compose, script_overrides
 from recipe.exgrpo.paper_settings import load_table
+from verl_ext.preflight_memory import GIB, estimate_gpu, memory_findings
+from verl_ext.preflight_model import model_shape
+from verl_ext.preflight_report import NOTE
 
 DOC = (ROOT / "docs" / "reproduce.md").read_text(encoding="utf-8")
 ROWS = [[cell.strip() for cell in line.strip("|").split("|")] for line in DOC.splitlines() if line.startswith("|")]
@@ -56,3 +59,26 @@ def test_the_gpu_environment_is_made_as_its_requirements_say(name):
     assert len(commands) == 3
     text = (ROOT / name).read_text(encoding="utf-8")
     assert [text.count(command) for command in commands] == [1, 1, 1]
+
+
+MULTI_NODE = (ROOT / "docs" / "multi-node.md").read_text(encoding="utf-8")
+HARDWARE = [
+    [cell.strip() for cell in line.strip("|").split("|")] for line in MULTI_NODE.splitlines() if " GB | " in line
+]
+
+
+@pytest.mark.parametrize("row", HARDWARE, ids=lambda row: row[0])
+def test_hardware_rows_are_what_the_check_estimates(monkeypatch, row):
+    """A 7B run with the row's switches fits by the estimate, and takes what the row says."""
+    given = [] if row[1] == "(default)" else row[1].strip("`").split()
+    for switch in (word for word in given if word[0].isupper()):
+        monkeypatch.setenv(*switch.split("="))
+    arguments = [word for word in given if word[0].islower()]
+    config = compose(script_overrides(ROOT / "scripts" / "qwen2.5-math-7b_exgrpo.sh", arguments))
+    estimate = estimate_gpu(config, model_shape("Qwen/Qwen2.5-7B"), config.preset.gpu_memory_gib * GIB)
+    assert [f"{size / GIB:.0f}" for size in (estimate.update, estimate.rollout)] == row[3:5]
+    assert [f.text for f in memory_findings(config) if f.severity != NOTE] == []
+
+
+def test_there_is_a_row_for_every_size_of_machine():
+    assert len(HARDWARE) == 7

@@ -31,7 +31,7 @@ def run(args: argparse.Namespace) -> int:
     if args.full:
         sys.stdout.write(OmegaConf.to_yaml(config, resolve=True))
         return 0
-    console = Console()
+    console = Console(width=None if sys.stdout.isatty() else 200)  # in a pipe, keys in one piece are for grep
     console.print(_heading(config))
     console.print(_paper_table(config))
     console.print(_other_table(config))
