@@ -3,14 +3,16 @@
 import logging
 import sys
 
-from verl_ext.platform import prepare_environment
+from verl_ext.platform import fork_server, prepare_environment
 
 # Before verl is imported: verl picks its platform while it is being imported, in this process and in every worker.
-prepare_environment()
+ON_CPU = prepare_environment()
+# Before Ray is: the fork server of its workers must not have it.
+WORKER_COMMAND = fork_server.start() if ON_CPU and __name__ == "__main__" else ""
 
 import hydra  # noqa: E402
 import ray  # noqa: E402
-from omegaconf import DictConfig  # noqa: E402
+from omegaconf import DictConfig, OmegaConf  # noqa: E402
 from verl.trainer.main_ppo import TaskRunnerV1, run_ppo  # noqa: E402
 from verl.trainer.ppo.utils import need_critic, need_reference_policy  # noqa: E402
 from verl.utils.config import validate_config  # noqa: E402
@@ -19,6 +21,7 @@ from recipe.exgrpo.run_record import record_start  # noqa: E402
 from verl_ext.preflight import PreflightError, check  # noqa: E402
 
 logger = logging.getLogger(__name__)
+WORKER_KEY = "ray_kwargs.ray_init.runtime_env.py_executable"
 
 
 # The class behind verl's actor: a class decorated with ray.remote cannot be inherited from.
@@ -41,6 +44,8 @@ def main(config: DictConfig) -> None:
         sys.exit(2)
     validate_config(config=config, use_reference_policy=need_reference_policy(config), use_critic=need_critic(config))
     logger.info("record of this start: %s", record_start(config))
+    if WORKER_COMMAND and OmegaConf.select(config, WORKER_KEY) is None:
+        OmegaConf.update(config, WORKER_KEY, WORKER_COMMAND, force_add=True)
     run_ppo(config, task_runner_class=ray.remote(ExGRPOTaskRunner))
 
 
