@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Collection
 from pathlib import Path
 
 import pytest
@@ -14,9 +15,13 @@ from recipe.exgrpo.paper_settings import expected_settings, load_table
 
 LIMIT_S = 480
 SIZES = ("data.", "actor_rollout_ref.", "trainer.", "reward.", "preset.template", "exgrpo.start_threshold")
-# One script of each family runs in `make test` (the ablation is the ExGRPO run too; the on-policy twin and continuous rewards
-# run in test_replay.py); all of them in `make test-scripts`.
-FAMILIES = ("ablations/rho_25", "masked_grpo")
+# One script of each family runs in `make test`: an ablation, which is the ExGRPO run too, is `replay_run`; the on-policy twin
+# and continuous rewards run in test_replay.py. All of them run in `make test-scripts`.
+FAMILIES = ("masked_grpo",)
+REVIEW = {
+    "exgrpo.bookkeeping.review_interval",
+    "exgrpo.bookkeeping.review_share",
+}  # `replay_run` has them fit into six steps
 NAMES = sorted(
     str(path.relative_to(ROOT / "scripts").with_suffix(""))
     for path in (ROOT / "scripts").rglob("*.sh")
@@ -45,11 +50,14 @@ def run_tiny(name: str, folder: Path, *overrides: str) -> list[dict]:
 def test_two_steps_of_every_script(name, tmp_path):
     rows = run_tiny(name, tmp_path / "run")
     assert [row["step"] for row in rows] == [1, 2]
-    recorded = OmegaConf.load(tmp_path / "run" / "record" / "start-000" / "config.yaml")
-    for key, value in expected_settings(load_table(), recorded.preset).items():
-        if not key.startswith(SIZES):
-            assert OmegaConf.select(recorded, key) == value, key
-    expect_method(recorded, rows)
+    expect_method(expect_settings(tmp_path / "run"), rows)
+
+
+@pytest.mark.stack
+def test_two_steps_of_the_ablation_that_the_other_tests_share(replay_run):
+    recorded = expect_settings(replay_run.folder, overridden=REVIEW)
+    assert recorded.preset.ablation == Path(replay_run.script).name
+    expect_method(recorded, [replay_run.metrics[1], replay_run.metrics[2]])
 
 
 @pytest.mark.scripts
@@ -61,6 +69,15 @@ def test_the_same_command_again_resumes(tmp_path):
     assert rows[2]["experience/buffer_trajectories"] >= rows[1]["experience/buffer_trajectories"] > 0
     records = sorted(path.name for path in (tmp_path / "run" / "record").iterdir())
     assert records == ["start-000", "start-001"]
+
+
+def expect_settings(folder: Path, overridden: Collection[str] = ()):
+    """The recorded configuration of a run, which has the paper's values at every key but sizes and `overridden` ones."""
+    recorded = OmegaConf.load(folder / "record" / "start-000" / "config.yaml")
+    for key, value in expected_settings(load_table(), recorded.preset).items():
+        if not key.startswith(SIZES) and key not in overridden:
+            assert OmegaConf.select(recorded, key) == value, key
+    return recorded
 
 
 def expect_method(config, rows: list[dict]) -> None:
