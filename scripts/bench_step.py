@@ -3,6 +3,10 @@
 Odd steps are ExGRPO (plan, K - 1 rollouts and a replayed trajectory, scoring, mixed loss, collection), even steps its
 on-policy twin (K rollouts, verl's own loss), on the same processes and weights: the learning rate is 0, so that lengths and
 pass rates stay put and only the method differs. Medians are over steps after the buffer is warm.
+
+ExGRPO replays questions that are solved in part, which are harder than the average question and have longer responses. That is
+part of what a step costs; with `--same-questions` each on-policy step takes the questions of the ExGRPO step before it, and
+what is left is the cost of replaying them.
 """
 
 import argparse
@@ -21,7 +25,7 @@ WARM_UP = 10
 PARTS = {"generation": ("gen",), "scoring": ("score_candidates",), "update": ("old_log_prob", "adv", "update_actor")}
 
 
-def train(arguments: list[str]) -> None:
+def train(arguments: list[str], same_questions: bool) -> None:
     """In the benchmark's own process: run the trainer with replay switched on and off from step to step."""
     from verl_ext.platform import prepare_environment
 
@@ -34,7 +38,7 @@ def train(arguments: list[str]) -> None:
 
     class AlternatingRunner(ExGRPOTaskRunner):
         def run(self, config) -> None:
-            register_alternating_trainer()
+            register_alternating_trainer(same_questions)
             super().run(config)
 
     with initialize_config_dir(str(ROOT / "recipe/exgrpo/config"), version_base=None):
@@ -42,7 +46,7 @@ def train(arguments: list[str]) -> None:
     run_ppo(config, task_runner_class=ray.remote(AlternatingRunner))
 
 
-def register_alternating_trainer() -> None:
+def register_alternating_trainer(same_questions: bool) -> None:
     """Register `exgrpo_alternating`: the ExGRPO trainer whose replay manager is put aside on even steps."""
     from functools import partial
 
@@ -65,6 +69,14 @@ def register_alternating_trainer() -> None:
             actor = omega_conf_to_dataclass(self.config.actor_rollout_ref.actor)
             loss = partial(exgrpo_loss, actor, self.settings.loss) if on else partial(ppo_loss, actor)
             self.actor_rollout_wg.set_loss_fn(loss)
+
+        def _next_train_batch(self, num_prompts: int | None = None):
+            if self.replay is None and same_questions:
+                batch, self.planned = self._replayed_prompts(self.last_questions), {}
+                return batch
+            batch = super()._next_train_batch(num_prompts)
+            self.last_questions = list(self.questions.values())
+            return batch
 
 
 def overrides(run: Path, args: argparse.Namespace) -> list[str]:
@@ -105,12 +117,16 @@ def figures(rows: list[dict]) -> dict[str, float]:
     def seconds(some: list[dict], parts: tuple[str, ...]) -> float:
         return median(sum(row[f"timing_s/{part}"] for part in parts) for row in some)
 
+    def tokens(some: list[dict]) -> float:
+        return median(row["perf/total_num_tokens"] for row in some)
+
     result = {"step_ratio": seconds(on, ("step",)) / seconds(off, ("step",))}
     for name, parts in PARTS.items():
         result[f"{name}_s_exgrpo"], result[f"{name}_s_on_policy"] = seconds(on, parts), seconds(off, parts)
     result["generation_ratio"] = result["generation_s_exgrpo"] / result["generation_s_on_policy"]
     result["update_ratio"] = result["update_s_exgrpo"] / result["update_s_on_policy"]
     result["step_s_exgrpo"], result["step_s_on_policy"] = seconds(on, ("step",)), seconds(off, ("step",))
+    result["tokens_ratio"] = tokens(on) / tokens(off)
     result["scoring_waste"] = median(row["experience/scoring_waste"] for row in on)
     result["scoring_calls_per_step"] = median(row["experience/scoring_calls"] for row in on)
     result["candidates_per_step"] = median(row["experience/candidates_scored"] for row in on)
@@ -134,16 +150,20 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=70, help=f"training steps; the first {WARM_UP} are not counted")
     parser.add_argument("--questions", type=int, default=16, help="questions a step")
+    parser.add_argument(
+        "--same-questions", action="store_true", help="on-policy steps take the questions of ExGRPO steps"
+    )
     parser.add_argument("--json", action="store_true", help="print the figures as one JSON object on the last line")
     parser.add_argument("--train", nargs=argparse.REMAINDER, help=argparse.SUPPRESS)
     parser.add_argument("overrides", nargs="*", help="further hydra overrides")
     args = parser.parse_args()
     if args.train is not None:
-        train(args.train)
+        train(args.train, args.same_questions)
         return 0
     with tempfile.TemporaryDirectory(prefix="bench_step_") as folder:
         run, log = Path(folder), Path(folder) / "train.log"
-        command = [sys.executable, __file__, "--train", *overrides(run, args)]
+        flags = ["--same-questions"] if args.same_questions else []
+        command = [sys.executable, __file__, *flags, "--train", *overrides(run, args)]
         with log.open("w") as out:
             env = {"OMP_NUM_THREADS": "1"} | os.environ | {"PYTHONPATH": str(ROOT)}
             code = subprocess.run(

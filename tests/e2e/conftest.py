@@ -25,11 +25,12 @@ QUICK = (
 
 @dataclass(frozen=True)
 class Run:
-    """A finished run: its folder, exit code and console output."""
+    """A finished run: its folder, exit code, console output and script ("" is the CPU launch script)."""
 
     folder: Path
     code: int
     output: str
+    script: str
 
     @property
     def metrics(self) -> dict[int, dict]:
@@ -52,7 +53,7 @@ def run_toy(folder: Path, steps: int, *overrides: str, script: str = "", limit_s
     process = subprocess.run(
         command, cwd=ROOT, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=limit_s
     )
-    return Run(folder, process.returncode, process.stdout)
+    return Run(folder, process.returncode, process.stdout, script)
 
 
 @pytest.fixture(scope="session")
@@ -81,8 +82,12 @@ def start_toy(tmp_path):
 
 @pytest.fixture(scope="session")
 def replay_run(tmp_path_factory) -> Run:
-    """Six steps of ExGRPO with a checkpoint after every second and a review of the retired after every third."""
+    """Six steps of ExGRPO, by the script of an ablation that only widens the bucket weights (one start for both).
+
+    A checkpoint after every second step and a review of the retired after every third.
+    """
+    folder, script = tmp_path_factory.mktemp("replay") / "run", "ablations/sigma_1.5"
     review = ("exgrpo.bookkeeping.review_interval=3", "exgrpo.bookkeeping.review_share=0.5")
-    run = run_toy(tmp_path_factory.mktemp("replay") / "run", 6, "trainer.save_freq=2", *review)
+    run = run_toy(folder, 6, "trainer.save_freq=2", *review, script=script)
     assert run.code == 0, run.output[-4000:]
     return run

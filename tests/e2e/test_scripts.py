@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Collection
 from pathlib import Path
 
 import pytest
@@ -14,9 +15,11 @@ from recipe.exgrpo.paper_settings import differences
 
 LIMIT_S = 480
 SIZES = ("data.", "actor_rollout_ref.", "trainer.", "reward.", "preset.template", "exgrpo.start_threshold")
-# One script of each family runs in `make test` (the ablation is the ExGRPO run too; the on-policy twin and continuous rewards
-# run in test_replay.py); all of them in `make test-scripts`.
-FAMILIES = ("ablations/rho_25", "masked_grpo")
+# One script of each family runs in `make test`: an ablation, which is the ExGRPO run too, is `replay_run`; the on-policy twin
+# and continuous rewards run in test_replay.py. All of them run in `make test-scripts`.
+FAMILIES = ("masked_grpo",)
+# `replay_run` has them fit into six steps.
+REVIEW = {"exgrpo.bookkeeping.review_interval", "exgrpo.bookkeeping.review_share"}
 NAMES = sorted(
     str(path.relative_to(ROOT / "scripts").with_suffix(""))
     for path in (ROOT / "scripts").rglob("*.sh")
@@ -46,10 +49,14 @@ def test_two_steps_of_every_script(name, tmp_path):
     folder = tmp_path / "a run, its name (and more)"
     rows = run_tiny(name, folder)
     assert [row["step"] for row in rows] == [1, 2]
-    recorded = OmegaConf.load(folder / "record" / "start-000" / "config.yaml")
-    for found in differences(recorded):
-        assert found.why or found.key.startswith(SIZES), found
-    expect_method(recorded, rows)
+    expect_method(expect_settings(folder), rows)
+
+
+@pytest.mark.stack
+def test_two_steps_of_the_ablation_that_the_other_tests_share(replay_run):
+    recorded = expect_settings(replay_run.folder, overridden=REVIEW)
+    assert recorded.preset.ablation == Path(replay_run.script).name
+    expect_method(recorded, [replay_run.metrics[1], replay_run.metrics[2]])
 
 
 @pytest.mark.scripts
@@ -63,6 +70,14 @@ def test_the_same_command_again_resumes(tmp_path):
     assert records == ["start-000", "start-001"]
 
 
+def expect_settings(folder: Path, overridden: Collection[str] = ()):
+    """The recorded configuration of a run, which has the paper's values at every key but sizes and `overridden` ones."""
+    recorded = OmegaConf.load(folder / "record" / "start-000" / "config.yaml")
+    for found in differences(recorded):
+        assert found.why or found.key.startswith(SIZES) or found.key in overridden, found
+    return recorded
+
+
 def expect_method(config, rows: list[dict]) -> None:
     """The two steps show the method: what was collected in the first and replayed in the second."""
     first, second = rows
@@ -73,6 +88,11 @@ def expect_method(config, rows: list[dict]) -> None:
         assert first["batch/dropped"] % config.actor_rollout_ref.rollout.n == 0
     if not config.exgrpo.enable or config.exgrpo.mode == "masked":
         assert first["experience/buffer_trajectories"] == second["experience/replayed_questions"] == 0
+        return
+    if config.exgrpo.mode == "fill":
+        assert first["fill/added"] > 0
+        assert first["fill/filled"] == 0
+        assert second["fill/filled"] > 0
         return
     assert first["experience/added"] > 0
     assert first["experience/planned_questions"] == 0
