@@ -186,6 +186,13 @@ def test_a_reward_model_that_would_sleep_is_a_warning():
     assert [f.severity for f in reward_findings(sleeping)] == [WARNING]
 
 
+@pytest.mark.parametrize("path", ["/models/skywork", "outputs/models/sky/work", "./skywork", None])
+def test_a_reward_model_that_is_not_there_is_an_error(path):
+    run = compose_run(["backbone=qwen2.5-7b", "method=continuous", f"reward.reward_model.model_path={path or 'null'}"])
+    text = only([f.text for f in reward_findings(run)])
+    assert text.startswith(f"reward.reward_model.model_path: the folder {path} does not exist; set REWARD_MODEL")
+
+
 @pytest.mark.parametrize("path", ["scripts/tiny_rewards.py", "pkg://verl_ext.rewarding", "pkg://verl_extra.rewards"])
 def test_a_reward_function_that_is_not_there_is_an_error(tiny, path):
     text = only(found(tiny(f"reward.custom_reward_function.path={path}")))
