@@ -18,8 +18,8 @@ def reward_findings(config: DictConfig) -> Iterator[Finding]:
         yield error(f"reward.custom_reward_function.path: there is no {path}; name a python file or pkg://MODULE.")
     if model.enable and is_missing(str(model.model_path)):
         yield error(
-            f"reward.reward_model.model_path: the folder {model.model_path} does not exist; set REWARD_MODEL to a folder or hub "
-            "id."
+            f"reward.reward_model.model_path: the folder {model.model_path} does not exist; set REWARD_MODEL to a folder or "
+            "hub id."
         )
     if model.enable and model.enable_resource_pool and model.rollout.free_cache_engine:
         yield warning(
