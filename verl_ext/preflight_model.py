@@ -101,6 +101,11 @@ def shape_of(config: Mapping[str, Any]) -> ModelShape:
     )
 
 
+def is_missing(path: str) -> bool:
+    """True for a folder that is not there; what may be a hub id may still be downloaded."""
+    return not Path(path).expanduser().is_dir() and (path.count("/") != 1 or path.startswith((".", "~")))
+
+
 def local_folder(path: str | None) -> Path | None:
     """The folder of a model or tokenizer path, or of a hub id that is in the local cache; None if it is not here."""
     if not path:
@@ -153,12 +158,12 @@ def model_findings(config: DictConfig) -> Iterator[Finding]:
 def _folder_findings(path: str) -> Iterator[Finding]:
     folder = Path(path).expanduser()
     key = "actor_rollout_ref.model.path"
+    if is_missing(path):
+        yield error(
+            f"{key}: the folder {path} does not exist; set MODEL or {key} to a model folder or hub id, or make it "
+            "(data/prepare_model.py)."
+        )
     if not folder.is_dir():
-        if path.count("/") != 1 or path.startswith((".", "~")):
-            yield error(
-                f"{key}: the folder {path} does not exist; set MODEL or {key} to a model folder or hub id, or make it "
-                "(data/prepare_model.py)."
-            )
         return
     yield from (error(f"{key}: {path} {problem}") for problem in folder_problems(folder))
 

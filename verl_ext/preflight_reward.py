@@ -6,15 +6,21 @@ from pathlib import Path
 
 from omegaconf import DictConfig
 
+from verl_ext.preflight_model import is_missing
 from verl_ext.preflight_report import Finding, error, warning
 
 
 def reward_findings(config: DictConfig) -> Iterator[Finding]:
-    """A reward function that is not there; and a reward model on GPUs of its own, which verl 0.9.1 puts to sleep at the start
-    and wakes in the shared mode only."""
+    """A reward function or model that is not there; and a reward model on GPUs of its own, which verl 0.9.1 puts to sleep at
+    the start and wakes in the shared mode only."""
     model, path = config.reward.reward_model, config.reward.custom_reward_function.path
     if path and not _is_module(path):
         yield error(f"reward.custom_reward_function.path: there is no {path}; name a python file or pkg://MODULE.")
+    if model.enable and is_missing(str(model.model_path)):
+        yield error(
+            f"reward.reward_model.model_path: the folder {model.model_path} does not exist; set REWARD_MODEL to a folder or "
+            "hub id."
+        )
     if model.enable and model.enable_resource_pool and model.rollout.free_cache_engine:
         yield warning(
             "reward.reward_model.rollout.free_cache_engine is true with enable_resource_pool: the reward model sleeps "

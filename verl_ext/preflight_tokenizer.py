@@ -9,7 +9,7 @@ from jinja2 import TemplateError
 from omegaconf import DictConfig
 
 from verl_ext.preflight_data import column, paths_of
-from verl_ext.preflight_model import local_folder, model_shape
+from verl_ext.preflight_model import is_missing, local_folder, model_shape
 from verl_ext.preflight_report import Finding, error, warning
 
 SAMPLE = 200  # prompts looked at; all of them would take a minute
@@ -65,7 +65,7 @@ def _remedy(config: DictConfig) -> str:
 def _missing_findings(config: DictConfig) -> Iterator[Finding]:
     """A tokenizer folder that was named but never made is an error; a hub id may be downloaded later."""
     path = config.actor_rollout_ref.model.tokenizer_path
-    if path and (path.count("/") != 1 or path.startswith((".", "~"))):
+    if path and is_missing(path):
         yield error(f"actor_rollout_ref.model.tokenizer_path: the folder {path} does not exist{_remedy(config)}")
 
 

@@ -12,9 +12,9 @@ import pytest
 from omegaconf import OmegaConf
 
 from recipe.exgrpo.cli import main
-from recipe.exgrpo.composition import ROOT, verl_config_dir
+from recipe.exgrpo.composition import ROOT, experiment_scripts, script_overrides, verl_config_dir
 from recipe.exgrpo.composition import compose as compose_run
-from verl_ext.preflight import check, inspect_run
+from verl_ext.preflight import check, config_problems, inspect_run
 from verl_ext.preflight_disk import disk_findings, remaining_saves
 from verl_ext.preflight_environment import LOGGERS, environment_findings
 from verl_ext.preflight_memory import GIB, buffer_bytes, cpu_bytes, estimate_gpu, memory_findings
@@ -22,6 +22,8 @@ from verl_ext.preflight_model import KNOWN, model_shape, shape_of
 from verl_ext.preflight_report import ERROR, IMPOSSIBLE, NOTE, WARNING, PreflightError
 from verl_ext.preflight_reward import reward_findings
 from verl_ext.preflight_schema import missing_values
+from verl_ext.preflight_types import type_findings
+from verl_ext.preflight_verl import validate
 
 TOY = "data/toy/model"
 
@@ -184,6 +186,13 @@ def test_a_reward_model_that_would_sleep_is_a_warning():
     assert list(reward_findings(compose_run(continuous))) == []
     sleeping = compose_run([*continuous, "reward.reward_model.rollout.free_cache_engine=true"])
     assert [f.severity for f in reward_findings(sleeping)] == [WARNING]
+
+
+@pytest.mark.parametrize("path", ["/models/skywork", "outputs/models/sky/work", "./skywork", None])
+def test_a_reward_model_that_is_not_there_is_an_error(path):
+    run = compose_run(["backbone=qwen2.5-7b", "method=continuous", f"reward.reward_model.model_path={path or 'null'}"])
+    text = only([f.text for f in reward_findings(run)])
+    assert text.startswith(f"reward.reward_model.model_path: the folder {path} does not exist; set REWARD_MODEL")
 
 
 @pytest.mark.parametrize("path", ["scripts/tiny_rewards.py", "pkg://verl_ext.rewarding", "pkg://verl_extra.rewards"])
@@ -697,6 +706,19 @@ def test_verls_own_validation_is_part_of_it(good, capsys):
     """`use_dynamic_bsz=false` without micro-batch sizes is an error only verl knows of."""
     assert main(["check", *good, "actor_rollout_ref.actor.use_dynamic_bsz=false"]) == 2
     assert "verl's validate_config" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_every_script_as_shipped_passes_types_and_verls_validation(monkeypatch):
+    """Only data, models and disk, which a machine has or has not, can then speak against it."""
+    for switch in ("TINY", "HARDWARE", "GPUS", "NNODES", "BAND"):
+        monkeypatch.delenv(switch, raising=False)
+    scripts = experiment_scripts()
+    assert len(scripts) == 30
+    for script in scripts:
+        config = compose_run(script_overrides(script))
+        assert (script, [*type_findings(config), *config_problems(config), *reward_findings(config)]) == (script, [])
+        validate(config)
 
 
 # ---- the same refusals by a run
