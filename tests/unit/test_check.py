@@ -714,7 +714,7 @@ def test_every_script_as_shipped_passes_types_and_verls_validation(monkeypatch):
     for switch in ("TINY", "HARDWARE", "GPUS", "NNODES", "BAND"):
         monkeypatch.delenv(switch, raising=False)
     scripts = experiment_scripts()
-    assert len(scripts) == 30
+    assert len(scripts) >= 30
     for script in scripts:
         config = compose_run(script_overrides(script))
         assert (script, [*type_findings(config), *config_problems(config), *reward_findings(config)]) == (script, [])
