@@ -17,13 +17,8 @@ setup: ## install the pinned CPU environment into .venv (Python 3.11, 3 GB; noth
 demo: setup ## train a tiny model with ExGRPO through verl, FSDP2 and vLLM on this machine, and plot it
 	@PATH="$(CURDIR)/$(VENV)/bin:$$PATH" bash scripts/run_demo.sh
 
-# The real stack leaves a good part of two cores idle: the other tests run beside it and print their report when they are done.
 test: setup ## run every test, the real stack included
-	@log=$$(mktemp) && trap 'rm -f "$$log"' EXIT; \
-	( $(PYTHON_IN_VENV) -m pytest -m "not stack and not scripts" -p no:cacheprovider >"$$log" 2>&1; code=$$?; cat "$$log"; exit $$code ) & \
-	$(PYTHON_IN_VENV) -m pytest -m "stack and not scripts"; stack=$$?; \
-	wait $$!; others=$$?; \
-	echo "exit codes: $$stack with the real stack, $$others without"; exit $$((stack || others))
+	$(PYTHON_IN_VENV) -m pytest -m "not scripts"
 
 test-fast: setup ## run the unit tests
 	$(PYTHON_IN_VENV) -m pytest tests/unit -m "not slow"

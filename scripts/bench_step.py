@@ -27,14 +27,16 @@ PARTS = {"generation": ("gen",), "scoring": ("score_candidates",), "update": ("o
 
 def train(arguments: list[str], same_questions: bool) -> None:
     """In the benchmark's own process: run the trainer with replay switched on and off from step to step."""
-    from verl_ext.platform import prepare_environment
+    from verl_ext.platform import fork_server, prepare_environment
 
     prepare_environment()
+    worker_command = fork_server.start()
     import ray
     from hydra import compose, initialize_config_dir
+    from omegaconf import OmegaConf
     from verl.trainer.main_ppo import run_ppo
 
-    from recipe.exgrpo.main import ExGRPOTaskRunner
+    from recipe.exgrpo.main import WORKER_KEY, ExGRPOTaskRunner
 
     class AlternatingRunner(ExGRPOTaskRunner):
         def run(self, config) -> None:
@@ -43,6 +45,7 @@ def train(arguments: list[str], same_questions: bool) -> None:
 
     with initialize_config_dir(str(ROOT / "recipe/exgrpo/config"), version_base=None):
         config = compose("exgrpo_trainer", overrides=arguments)
+    OmegaConf.update(config, WORKER_KEY, worker_command, force_add=True)
     run_ppo(config, task_runner_class=ray.remote(AlternatingRunner))
 
 
@@ -94,8 +97,8 @@ def overrides(run: Path, args: argparse.Namespace) -> list[str]:
         "data.max_response_length=64",
         f"actor_rollout_ref.actor.ppo_mini_batch_size={args.questions // 2}",
         "actor_rollout_ref.actor.optim.lr=0",
-        "actor_rollout_ref.actor.ppo_max_token_len_per_gpu=2048",
-        "actor_rollout_ref.rollout.log_prob_max_token_len_per_gpu=2048",
+        "actor_rollout_ref.actor.ppo_max_token_len_per_gpu=512",
+        "actor_rollout_ref.rollout.log_prob_max_token_len_per_gpu=512",
         "actor_rollout_ref.rollout.max_model_len=128",
         "exgrpo.start_threshold=null",
         "exgrpo.bookkeeping.retire=false",

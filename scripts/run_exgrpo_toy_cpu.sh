@@ -14,7 +14,8 @@ PYTHON=${PYTHON:-.venv/bin/python}
 RUN=${RUN:-outputs/toy}
 DATA=${DATA:-outputs/toy_data}
 STEPS=${STEPS:-60}
-# For a model this small, threads that wait for each other cost more than they bring.
+# For a model this small, threads that wait for each other cost more than they bring, and the attention of a long pack, which is
+# quadratic without flash-attention, more than all the rest.
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
 [ -f "$DATA/train.parquet" ] || "$PYTHON" data/make_toy.py data --out "$DATA"
 
@@ -22,9 +23,9 @@ exec "$PYTHON" -m recipe.exgrpo.main hardware=cpu \
   actor_rollout_ref.model.path=data/toy/model \
   data.train_files="$DATA/train.parquet" data.val_files="$DATA/heldout.parquet" \
   data.train_batch_size=8 data.max_prompt_length=48 data.max_response_length=64 \
-  actor_rollout_ref.actor.ppo_mini_batch_size=4 \
+  actor_rollout_ref.actor.ppo_mini_batch_size=4 actor_rollout_ref.actor.ppo_max_token_len_per_gpu=512 \
   actor_rollout_ref.actor.optim.lr=1e-4 \
-  actor_rollout_ref.rollout.max_model_len=128 \
+  actor_rollout_ref.rollout.max_model_len=128 actor_rollout_ref.rollout.log_prob_max_token_len_per_gpu=512 \
   actor_rollout_ref.rollout.val_kwargs.temperature=1.0 \
   trainer.default_local_dir="$RUN" trainer.experiment_name="$(basename "$RUN")" \
   trainer.total_training_steps="$STEPS" trainer.test_freq=20 trainer.save_freq=20 \
