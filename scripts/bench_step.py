@@ -4,9 +4,8 @@ Odd steps are ExGRPO (plan, K - 1 rollouts and a replayed trajectory, scoring, m
 on-policy twin (K rollouts, verl's own loss), on the same processes and weights: the learning rate is 0, so that lengths and
 pass rates stay put and only the method differs. Medians are over steps after the buffer is warm.
 
-ExGRPO replays questions that are solved in part, which are harder than the average question and have longer responses. That is
-part of what a step costs; with `--same-questions` each on-policy step takes the questions of the ExGRPO step before it, and
-what is left is the cost of replaying them.
+The two draw different questions, whose responses may differ in length by some 10 % over a run (`tokens_ratio`). With
+`--same-questions` each on-policy step takes the questions of the ExGRPO step before it, and what is left is the cost of replay.
 """
 
 import argparse
