@@ -140,7 +140,7 @@ def children_of(pid: int) -> list[psutil.Process]:
         return []
 
 
-def wait_for(condition, seconds: float = 60) -> bool:
+def wait_for(condition, seconds: float = 180) -> bool:
     end = time.monotonic() + seconds
     while not condition() and time.monotonic() < end:
         time.sleep(0.1)
