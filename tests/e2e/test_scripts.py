@@ -92,7 +92,8 @@ def expect_method(config, rows: list[dict]) -> None:
     if config.exgrpo.mode == "fill":
         assert first["fill/added"] > 0
         assert first["fill/filled"] == 0
-        assert second["fill/filled"] > 0
+        # Every group of the second step may have had signal; test_fill.py has steps enough to see slots filled for certain.
+        assert (second["fill/filled"] > 0) == (second["fill/budget"] > 0)
         return
     assert first["experience/added"] > 0
     assert first["experience/planned_questions"] == 0
