@@ -589,8 +589,9 @@ def test_an_unknown_model_is_said_to_be_unknown(seven):
 
 
 def test_memory_of_a_cpu_run(tiny):
-    shape, config = model_shape(str(ROOT / TOY)), tiny()
-    p, t = shape.parameters, 2048
+    t = 2048
+    shape, config = model_shape(str(ROOT / TOY)), tiny(f"actor_rollout_ref.actor.ppo_max_token_len_per_gpu={t}")
+    p = shape.parameters
     activations = t * (8 * 128 + 4 * 256) * 4 * 2 + 4 * t * 290 * 4
     assert cpu_bytes(config, shape) == pytest.approx(6 * GIB + 20 * p + activations + GIB + buffer_bytes(config))
     assert [f.severity for f in memory_findings(config, ram=4 * GIB)] == [NOTE, WARNING]
