@@ -1,6 +1,7 @@
 """Shared by all tests: the platform is chosen before anything imports verl, and run configurations are composed here."""
 
 import importlib.util
+import signal
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,8 @@ from verl_ext.platform import prepare_environment
 
 # verl reads its platform once, while it is being imported: unit tests that import it come before tests/verl.
 prepare_environment()
+# A shell gives its background jobs an ignored SIGINT, which children inherit: `make test &` must test Ctrl-C too.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 ROOT = Path(__file__).resolve().parents[1]
 
