@@ -124,6 +124,14 @@ def test_stalling_input_is_killed_at_the_deadline(name):
     assert score["timeout"] + score["error"] == 1.0
 
 
+def test_a_second_in_the_parser_is_too_long_for_a_shorter_deadline():
+    options = OPTIONS | {"deadline_s": 0.3}
+    compute_score("math500", boxed("1"), "1", **options)  # not counted: the pool's first start
+    score = compute_score("math500", WRONG["subscript chain"], "5", **options)
+    assert score["score"] == 0.0
+    assert score["timeout"] + score["error"] == 1.0
+
+
 @pytest.mark.parametrize("name", ABSURD)
 def test_absurd_input_is_refused_without_a_worker(name):
     start = time.monotonic()
