@@ -132,4 +132,4 @@ def _length_findings(config: DictConfig, tokenizer: Any, texts: list[str]) -> It
     if over == len(texts) or not config.data.filter_overlong_prompts:
         yield error(f"{text}; raise it, or set data.filter_overlong_prompts=true to leave out the long ones.")
     else:
-        yield warning(f"{text}; verl leaves them out (data.filter_overlong_texts).")
+        yield warning(f"{text}; verl leaves them out (data.filter_overlong_prompts).")

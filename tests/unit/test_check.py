@@ -490,7 +490,9 @@ def test_long_prompts_are_a_warning_unless_none_is_left(tiny, tmp_path):
     every = write(tmp_path / "every.parquet", [row(i, prompt=long) for i in range(8)])
     config = tiny(f"data.train_files={some}")
     assert found(config) == []
-    assert "1 of the first 9 prompts are longer" in only(found(config, WARNING))
+    warned = only(found(config, WARNING))
+    assert "1 of the first 9 prompts are longer" in warned
+    assert "(data.filter_overlong_prompts)" in warned
     assert "data.filter_overlong_prompts" in only(
         found(tiny(f"data.train_files={some}", "data.filter_overlong_prompts=false"))
     )
