@@ -10,7 +10,7 @@ import torch
 import yaml
 
 from recipe.exgrpo import cli
-from recipe.exgrpo.lab.evidence import BEGIN, END, load_registration, verdict, write_document
+from recipe.exgrpo.lab.evidence import BEGIN, END, load_registration, run_stages, verdict, write_document
 from recipe.exgrpo.lab.report import read_results
 from recipe.exgrpo.lab.stats import Interval
 from recipe.exgrpo.lab.tables import write_tables
@@ -25,6 +25,7 @@ TINY = {
     "train_questions": 4,
     "heldout_questions": 2,
 }
+RECIPE = {"clean_steps": 2, "faulty_steps": 1, "batch_size": 2}
 STAGE = {"suite": "on_policy,fill", "families": ["addition"], "bases": ["mid"], "base_seeds": [0], "seeds": [0, 1, 2]}
 CLAIM = {"id": "H1", "claim": "fill | ends above", "stage": "main", "variant": "fill", "expect": "above"}
 FINALS = {"on_policy": [0.50, 0.55, 0.45], "fill": [0.60, 0.67, 0.54]}
@@ -136,8 +137,7 @@ def test_a_study_that_contradicts_itself_is_refused(tmp_path, stage, claim, sent
 
 
 def test_the_command_runs_what_is_missing_and_judges(tmp_path, capsys):
-    recipe = {"clean_steps": 2, "faulty_steps": 1, "batch_size": 2}
-    path = write_study(tmp_path, STAGE | {"seeds": [0, 1], "settings": TINY, "recipe": recipe})
+    path = write_study(tmp_path, STAGE | {"seeds": [0, 1], "settings": TINY, "recipe": RECIPE})
     command = ["lab", "evidence", str(path), "--run", "--jobs", "1", "--out", str(tmp_path / "cells")]
     assert cli.main([*command, "--cache", str(tmp_path / "bases"), "--json"]) == 0
     (row,) = json.loads(capsys.readouterr().out)["verdicts"]
@@ -148,6 +148,46 @@ def test_the_command_runs_what_is_missing_and_judges(tmp_path, capsys):
         "on_policy": 2,
         "fill": 2,
     }
+
+
+def missing_runs(path: Path, folder: Path, *names: str, interrupt: bool = False) -> list[tuple[str, int]]:
+    """The stages that `run_stages` reports to its progress bar; `interrupt`: Ctrl-C after the first finished run."""
+    seen = []
+
+    def advance(stage: str, total: int) -> None:
+        seen.append((stage, total))
+        if interrupt and seen.count(("main: cells", 6)) == 2:
+            raise KeyboardInterrupt
+
+    run_stages(path, list(names), folder / "bases", folder / "cells", 1, advance)
+    return seen
+
+
+def test_a_stage_with_complete_tables_is_not_run_again_without_its_cells(tmp_path):
+    path = write_study(tmp_path, STAGE | {"settings": TINY, "recipe": RECIPE})
+    publish(tmp_path)
+    before = (path.parent / "main" / "results.parquet").read_bytes()
+    assert missing_runs(path, tmp_path) == []
+    assert (path.parent / "main" / "results.parquet").read_bytes() == before
+    assert not (tmp_path / "cells").exists()
+
+
+@pytest.mark.parametrize(("published", "left"), [(False, 1), (True, 5)])
+def test_an_interruption_publishes_what_is_finished_unless_more_was_there(tmp_path, published, left):
+    path = write_study(tmp_path, STAGE | {"settings": TINY, "recipe": RECIPE})
+    if published:
+        publish(tmp_path, {"on_policy": [0.5, 0.5, 0.5], "fill": [0.9, 0.9]})
+    with pytest.raises(KeyboardInterrupt):
+        missing_runs(path, tmp_path, interrupt=True)
+    variants = read_results(path.parent / "main")["addition", "mid"]
+    assert sum(len(runs.curves) for runs in variants.values()) == left
+
+
+def test_no_stage_runs_when_one_of_the_names_is_unknown(tmp_path):
+    path = write_study(tmp_path, STAGE | {"settings": TINY, "recipe": RECIPE})
+    with pytest.raises(ValueError, match="no stage is called 'later'"):
+        missing_runs(path, tmp_path, "main", "later")
+    assert not (tmp_path / "cells").exists()
 
 
 def test_an_unknown_stage_is_refused(tmp_path, capsys):

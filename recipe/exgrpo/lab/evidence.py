@@ -105,27 +105,40 @@ def run_stages(
 ) -> None:
     """Do the missing runs of the stages `names` (all when empty), and put their tables into a folder beside `path`.
 
-    `out` keeps the cells; stages of equal settings share those that they have in common. After an interruption the tables
-    hold the cells that are finished.
+    A stage whose published tables are complete is done, wherever its cells are: to run it anew, remove its folder. `out` keeps
+    the cells; stages of equal settings share those that they have in common. After an interruption the tables hold the
+    cells that are finished, unless those published before hold more.
     """
     stages = load_registration(path).stages
+    unknown = [name for name in names if name not in stages]
+    if unknown:
+        raise ValueError(f"no stage is called {unknown[0]!r}; {path} has {', '.join(stages)}.")
     for name in names or stages:
-        if name not in stages:
-            raise ValueError(f"no stage is called {name!r}; {path} has {', '.join(stages)}.")
-        stage = stages[name]
+        stage, folder = stages[name], path.parent / name
+        cells = stage.axes.cells()
+        if published_runs(folder) >= len(cells):
+            continue
         settings, recipe = LabSettings(**stage.settings), BaseRecipe(**stage.recipe)
         study = Study(settings, recipe, cache, out / content_key(settings, recipe))
-        cells = stage.axes.cells()
         try:
             run_grid(cells, study, jobs, lambda what, total, name=name: advance(f"{name}: {what}", total))
         finally:
-            publish([result for cell in cells if (result := read_cell(cell, study))], out / name, path.parent / name)
+            results = [result for cell in cells if (result := read_cell(cell, study))]
+            if len(results) > published_runs(folder):
+                publish(results, out / name, folder)
+
+
+def published_runs(folder: Path) -> int:
+    """How many runs the tables in `folder` hold; 0 without tables."""
+    if not (folder / RESULTS).exists():
+        return 0
+    return sum(len(runs.curves) for variants in read_results(folder).values() for runs in variants.values())
 
 
 def publish(results: list[dict], scratch: Path, folder: Path) -> None:
     """Write the tables of `results` into `folder`, without the large one of every training step, which stays in `scratch`."""
     folder.mkdir(parents=True, exist_ok=True)
-    for table in write_tables(results, scratch) if results else []:
+    for table in write_tables(results, scratch):
         if table.name in (RESULTS, TIMINGS):
             shutil.copyfile(table, folder / table.name)
 
