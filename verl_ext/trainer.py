@@ -3,7 +3,7 @@
 One step: `_next_train_batch` plans and fetches, `_balance_batch` scores and injects, `_compute_old_log_prob` restores
 pi_past, `_update_actor` trains with the mixed loss, `step` collects. Mode `masked` only takes groups out of the update
 (`_balance_batch`), mode `fill` exchanges them for past successes (`_compute_old_log_prob`). With `exgrpo.enable=false` every
-override hands straight on to verl: what remains is the on-policy twin with the same guards and metrics.
+override hands straight on to verl: what remains is the on-policy twin with the same order of rows, guards and metrics.
 """
 
 import logging

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from omegaconf import OmegaConf
 
-from recipe.exgrpo.composition import ROOT
+from recipe.exgrpo.composition import ROOT, experiment_scripts
 from recipe.exgrpo.paper_settings import differences
 
 LIMIT_S = 480
@@ -20,11 +20,7 @@ SIZES = ("data.", "actor_rollout_ref.", "trainer.", "reward.", "preset.template"
 FAMILIES = ("masked_grpo",)
 # `replay_run` has them fit into six steps.
 REVIEW = {"exgrpo.bookkeeping.review_interval", "exgrpo.bookkeeping.review_share"}
-NAMES = sorted(
-    str(path.relative_to(ROOT / "scripts").with_suffix(""))
-    for path in (ROOT / "scripts").rglob("*.sh")
-    if 'launch.sh"\n' in path.read_text()
-)
+NAMES = [str(path.relative_to(ROOT / "scripts").with_suffix("")) for path in experiment_scripts()]
 CASES = [pytest.param(name, marks=pytest.mark.stack if name in FAMILIES else pytest.mark.scripts) for name in NAMES]
 
 

@@ -9,13 +9,20 @@ import yaml
 from omegaconf import OmegaConf
 
 from recipe.exgrpo.cli import main
-from recipe.exgrpo.composition import CONFIG_DIR, ROOT, CompositionError, compose, resolve_target, script_overrides
+from recipe.exgrpo.composition import (
+    CONFIG_DIR,
+    ROOT,
+    CompositionError,
+    compose,
+    experiment_scripts,
+    resolve_target,
+    script_overrides,
+)
 from recipe.exgrpo.config import ExGRPOConfig
 from recipe.exgrpo.lab.suites import variant
 from recipe.exgrpo.paper_settings import differences, expected_settings, flatten, load_table
 
-# The experiment scripts are those that source the common launcher.
-SCRIPTS = sorted(path for path in (ROOT / "scripts").rglob("*.sh") if 'launch.sh"\n' in path.read_text())
+SCRIPTS = experiment_scripts()
 TABLE = load_table()
 SWITCHES = (
     "MODEL",

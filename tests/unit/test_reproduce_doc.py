@@ -5,7 +5,7 @@ import re
 
 import pytest
 
-from recipe.exgrpo.composition import ROOT, compose, script_overrides
+from recipe.exgrpo.composition import ROOT, compose, experiment_scripts, script_overrides
 from recipe.exgrpo.paper_settings import load_table
 from verl_ext.preflight_memory import GIB, estimate_gpu, memory_findings
 from verl_ext.preflight_model import model_shape
@@ -16,8 +16,7 @@ ROWS = [[cell.strip() for cell in line.strip("|").split("|")] for line in DOC.sp
 
 
 def test_every_experiment_script_is_named():
-    scripts = [p for p in (ROOT / "scripts").rglob("*.sh") if 'launch.sh"\n' in p.read_text()]
-    missing = [str(p.relative_to(ROOT)) for p in scripts if str(p.relative_to(ROOT)) not in DOC]
+    missing = [str(p.relative_to(ROOT)) for p in experiment_scripts() if str(p.relative_to(ROOT)) not in DOC]
     assert missing == []
 
 
