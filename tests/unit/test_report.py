@@ -267,7 +267,14 @@ def test_a_run_without_a_record_has_levels_only(report, tmp_path):
 
 
 def test_runs_of_a_variant_that_differ_in_more_than_their_seed_are_named(report, tmp_path):
-    settings = [{"exgrpo": {"seed": seed, "rho": rho}} for seed, rho in ((0, 0.5), (1, 0.25))]
+    settings = [
+        {
+            "exgrpo": {"seed": seed, "rho": rho},
+            "trainer": {"experiment_name": f"s{seed}"},
+            "actor_rollout_ref": {"rollout": {"trace": {"experiment_name": f"s{seed}"}}},  # verl hands the name on
+        }
+        for seed, rho in ((0, 0.5), (1, 0.25))
+    ]
     runs = [make_run(tmp_path / f"s{i}", {0: 0.3}, seed=i, settings=s) for i, s in enumerate(settings)]
     _, answer, _, _ = report("--group", f"a={runs[0]},{runs[1]}")
     assert answer["remarks"] == ["The runs of `a` differ in more than their seed: exgrpo.rho."]

@@ -7,7 +7,7 @@ from recipe.exgrpo.runs.metrics import VALIDATION
 from verl_ext.output import one_line
 
 # What runs of one variant may differ in: seeds, where they are, and how far they were to go.
-OWN = ("seed", "trainer.default_local_dir", "trainer.experiment_name", "trainer.total_training_steps")
+OWN = ("seed", "trainer.default_local_dir", ".experiment_name", "trainer.total_training_steps")
 
 
 def remarks(groups: Sequence[Group], reference: Group) -> list[str]:
