@@ -10,7 +10,7 @@ import torch
 from recipe.exgrpo.fill import replay_loss
 from recipe.exgrpo.lab import trainer
 from recipe.exgrpo.lab.bases import CLEAN, demonstration_loss, shape_of
-from recipe.exgrpo.lab.families import family
+from recipe.exgrpo.lab.families import FAMILIES, family
 from recipe.exgrpo.lab.model import TinyTransformer
 from recipe.exgrpo.lab.modes import Replay
 from recipe.exgrpo.lab.questions import Stream
@@ -335,7 +335,7 @@ def test_unknown_variants_and_suites_are_refused(name):
 
 
 def test_the_real_families_run():
-    for name in ("chain", "addition"):
+    for name in FAMILIES:
         task = family(name)
         model = TinyTransformer(shape_of(task, Vocabulary(task.pieces)))
         small = dataclasses.replace(SETTINGS, questions=2, eval_samples=1)

@@ -145,6 +145,28 @@ def test_addition_is_worked_column_by_column():
     assert task.demonstration((9999, 9999), Faults(), np.random.default_rng(0)).endswith("\\boxed{19998}")
 
 
+def test_a_question_of_ways_has_several_right_solutions_one_safer_than_another():
+    task, rng = family("ways"), np.random.default_rng(0)
+    question = next(
+        q for q in task.questions(200, rng) if [op for op, _ in q.steps].count("-") == 0 and len(q.steps) == 3
+    )
+    solutions = {task.demonstration(question, Faults(), rng) for _ in range(200)}
+    assert len(solutions) == 8  # two ways for each of three steps
+    assert all(task.grade(question, text) for text in solutions)
+
+    def right(turned: bool, **faults: float) -> float:
+        """Share of right first lines among those written the one way or the other."""
+        found = []
+        for q in task.questions(3000, rng):
+            line = task.demonstration(q, Faults(**faults), rng).split("\n")[0]
+            if q.steps[0][0] != "-" and (line[1] in "+*") == turned:
+                found.append(int(line[-2:]) == int(task.demonstration(q, Faults(), rng).split("\n")[0][-2:]))
+        return np.mean(found)
+
+    assert right(turned=True, hard=0.8) > right(turned=False, hard=0.8) + 0.2
+    assert right(turned=True, easy=0.2) < right(turned=False, easy=0.2) - 0.2
+
+
 @pytest.mark.parametrize("values", [{"easy": -0.1}, {"stop": 1.5}])
 def test_faults_are_probabilities(values):
     with pytest.raises(ValueError, match=f"Faults.{next(iter(values))}"):
@@ -207,7 +229,7 @@ def test_bases_are_deterministic_and_differ_by_grade_and_seed(tmp_path):
 def test_the_key_covers_recipe_family_and_grade(tmp_path):
     recipes = [TINY, BaseRecipe(4, 2, 4), BaseRecipe(3, 3, 4), BaseRecipe(3, 2, 4, 1e-3), BaseRecipe(3, 2, 4, seed=1)]
     paths = {base_path(tmp_path, name, grade, r) for name in FAMILIES for grade in GRADES[name] for r in recipes}
-    assert len(paths) == 2 * 3 * 5
+    assert len(paths) == len(FAMILIES) * 3 * 5
 
 
 @pytest.mark.parametrize(("call", "sentence"), [

@@ -53,6 +53,11 @@ GRADES = {
         "mid": _alike(Faults(easy=0.15, hard=0.7, stop=0.0)),
         "bimodal": Grade(Faults(easy=0.01, hard=0.03), Faults(easy=0.2, hard=0.85, stop=0.2)),
     },
+    "ways": {
+        "weak": _alike(Faults(easy=0.1, hard=0.8, stop=0.25)),
+        "mid": _alike(Faults(easy=0.05, hard=0.6, stop=0.05)),
+        "bimodal": Grade(Faults(easy=0.01, hard=0.03), Faults(easy=0.2, hard=0.85, stop=0.2)),
+    },
 }
 
 

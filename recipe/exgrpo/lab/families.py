@@ -6,7 +6,7 @@ A family is a module-free object with the members of `Family`; `FAMILIES` lists 
 import importlib.util
 import sys
 from collections.abc import Container
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import ModuleType
 from typing import Protocol
@@ -89,6 +89,49 @@ class Chain:
         return self.task.grade(text, self.task.answer(question))
 
 
+class Ways:
+    """The questions of `Chain`, each with several right solutions of unlike merit.
+
+    In a demonstration half of the sums and products are written the other way round (`7+45=52` for `45+7=52`), where hard steps
+    have a quarter of the faults and easy ones four times as many. So a step has a safe and a risky way of being worked, and
+    one stored success is worth more than another: selection among trajectories has something to select.
+    """
+
+    name = "ways"
+    pieces = Chain.pieces
+    prompt_tokens, response_tokens = Chain.prompt_tokens, Chain.response_tokens
+    learning_rate = Chain.learning_rate
+
+    def __init__(self) -> None:
+        self.chain = Chain()
+
+    def questions(self, n: int, rng: np.random.Generator, exclude: Container = ()) -> list:
+        return self.chain.questions(n, rng, exclude)
+
+    def prompt(self, question) -> str:
+        return self.chain.prompt(question)
+
+    def demonstration(self, question, faults: Faults, rng: np.random.Generator) -> str:
+        turned = replace(faults, easy=min(4 * faults.easy, 1.0), hard=faults.hard / 4)
+        value, lines = question.start, []
+        for i, (operation, operand) in enumerate(question.steps):
+            if i > 0 and rng.random() < faults.stop:
+                break
+            turn = operation != "-" and rng.random() < 0.5
+            step = replace(question, start=value, steps=((operation, operand),))
+            line = self.chain.demonstration(step, turned if turn else faults, rng).partition("\n")[0]
+            left, result = line.split("=")
+            lines.append(f"{operand}{operation}{left[:2]}={result}" if turn else line)
+            value = int(result)
+        return "\n".join([*lines, f"{BOX}{value:02d}}}"])
+
+    def is_long(self, question) -> bool:
+        return self.chain.is_long(question)
+
+    def grade(self, question, text: str) -> bool:
+        return self.chain.grade(question, text)
+
+
 class Addition:
     """Sums of two numbers of up to four digits, worked column by column from the right with the carry written out.
 
@@ -137,7 +180,7 @@ class Addition:
         return text.rpartition(BOX)[2] == f"{sum(question):0{self.width + 1}d}}}" and BOX in text
 
 
-FAMILIES = {"chain": Chain, "addition": Addition}
+FAMILIES = {"chain": Chain, "addition": Addition, "ways": Ways}
 
 
 def family(name: str) -> Family:
