@@ -2,20 +2,24 @@
 # The study on the real stack: the toy model through verl, FSDP2 and vLLM on CPU, a run for each variant and seed, and a report.
 #
 #   bash scripts/study_stack.sh                                          # on_policy and exgrpo, seeds 0 1 2, 60 steps
-#   VARIANTS="on_policy exgrpo fill" OUT=outputs/mine bash scripts/study_stack.sh [hydra overrides]
+#   VARIANTS="on_policy exgrpo robust" OUT=outputs/mine bash scripts/study_stack.sh [hydra overrides]
+#   SCRIPT=scripts/run_exgrpo_smollm2_cpu.sh TASK=sums bash scripts/study_stack.sh      # another model and task
 #
 # Environment: VARIANTS (the first is what the others are compared with; a preset of recipe/exgrpo/config/method or /ablation,
-# or a name from `overrides_of` below), SEEDS ("0 1 2"), STEPS (60), SAMPLES (responses to each of the 128 held-out questions,
-# 4), OUT (outputs/study_stack), PYTHON (.venv/bin/python), RUNNER (a prefix of each run's command, such as a lock).
+# or a name from `overrides_of` below), SEEDS ("0 1 2"), STEPS (60), SAMPLES (responses to each held-out question, 4),
+# SCRIPT (what makes a run: scripts/run_exgrpo_toy_cpu.sh, whose held-out questions are 128; its variables are handed on),
+# OUT (outputs/study_stack, with _TASK where TASK is set), PYTHON (.venv/bin/python), RUNNER (a prefix of each run's command, such
+# as a lock).
 #
 # A run is OUT/VARIANT-sSEED, its console output train.log in there. The same command again skips finished runs, resumes an
-# interrupted one and goes on. Cost: 2 cores, 6 GB, about five minutes a run.
+# interrupted one and goes on. Cost with the toy: 2 cores, 6 GB, three to five minutes a run.
 set -euo pipefail
 case "${1:-}" in -h | --help) sed -n '2,/^set/p' "$0" | sed '$d; s/^# \{0,1\}//' && exit 0 ;; esac
 cd "$(dirname "$0")/.."
 
 export PYTHON=${PYTHON:-.venv/bin/python}
-OUT=${OUT:-outputs/study_stack}
+OUT=${OUT:-outputs/study_stack${TASK:+_$TASK}}
+SCRIPT=${SCRIPT:-scripts/run_exgrpo_toy_cpu.sh}
 STEPS=${STEPS:-60}
 read -ra variants <<<"${VARIANTS:-on_policy exgrpo}"
 read -ra seeds <<<"${SEEDS:-0 1 2}"
@@ -61,10 +65,10 @@ run_one() {
   watcher=$!
   # The seed decides the order of questions, every draw from the buffer and, by seeded requests, every sampled token: runs of one
   # seed start from the same figures and meet the same questions, which makes paired differences narrower.
-  RUN=$run DATA=$OUT/data "${runner[@]}" bash scripts/run_exgrpo_toy_cpu.sh "${changes[@]}" \
+  RUN=$run DATA=$OUT/data "${runner[@]}" bash "$SCRIPT" "${changes[@]}" \
     "data.seed=$seed" exgrpo.runtime.seeded_rollouts=true \
     "actor_rollout_ref.rollout.val_kwargs.n=${SAMPLES:-4}" \
-    trainer.test_freq=10 trainer.save_freq=20 trainer.max_actor_ckpt_to_keep=1 \
+    trainer.val_before_train=true trainer.test_freq=10 trainer.save_freq=20 trainer.max_actor_ckpt_to_keep=1 \
     "$@" >>"$run/train.log" 2>&1 || code=$?
   kill "$watcher" 2>/dev/null || true
   [ "$code" -eq 0 ] || { tail -n 20 "$run/train.log" >&2 && echo "study_stack.sh: $run failed, exit code $code" >&2; }

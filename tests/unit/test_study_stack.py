@@ -1,6 +1,7 @@
 """`scripts/study_stack.sh` with a recorder in place of Python: which runs it starts, with what, and what it skips."""
 
 import os
+import shutil
 import subprocess
 from pathlib import Path
 
@@ -81,6 +82,17 @@ def test_any_preset_is_a_variant_and_a_prefix_runs_each(study):
         "ablation=rho_25",
     ]
     assert [command.startswith("locked:") for command in commands if "make_toy" not in command] == [True, True, False]
+
+
+def test_another_script_makes_the_runs_and_its_task_has_a_folder_of_its_own(study, tmp_path):
+    script = tmp_path / "script.sh"
+    script.write_text('exec "$PYTHON" -m recipe.exgrpo.main trainer.default_local_dir="$RUN" "$TASK:$DATA" "$@"\n')
+    out = ROOT / "outputs/study_stack_poems"
+    process, commands = study(VARIANTS="on_policy", SEEDS="0", SCRIPT=str(script), TASK="poems", OUT="")
+    shutil.rmtree(out)
+    assert process.returncode == 0, process.stderr
+    assert f"poems:{out.relative_to(ROOT)}/data method=on_policy data.seed=0 " in commands[0]
+    assert commands[-1].endswith(f"--out {out.relative_to(ROOT)}")
 
 
 def test_an_unknown_variant_is_refused_before_anything_runs(study):
