@@ -11,6 +11,7 @@
 set -euo pipefail
 case "${1:-}" in -h | --help) sed -n '2,/^set/p' "$0" | sed '$d; s/^# \{0,1\}//' && exit 0 ;; esac
 cd "$(dirname "$0")/.."
+source scripts/launch.sh   # for _value: folders may have any name
 
 PYTHON=${PYTHON:-.venv/bin/python}
 TASK=${TASK:-gsm8k}
@@ -48,8 +49,8 @@ fi
 # without a success the entropy bonus is the only gradient, and Adam makes a full step of it: no bonus (it doubled the
 # entropy in ten steps).
 exec "$PYTHON" -m recipe.exgrpo.main hardware=cpu \
-  actor_rollout_ref.model.path="$MODEL" \
-  data.train_files="$DATA/${TASK}_train.parquet" data.val_files="$DATA/${TASK}_test.parquet" "${lengths[@]}" \
+  actor_rollout_ref.model.path="$(_value "$MODEL")" \
+  data.train_files="$(_value "$DATA/${TASK}_train.parquet")" data.val_files="$(_value "$DATA/${TASK}_test.parquet")" "${lengths[@]}" \
   data.train_batch_size=4 \
   exgrpo.start_threshold=null \
   actor_rollout_ref.rollout.n=4 actor_rollout_ref.actor.ppo_mini_batch_size=2 \
@@ -57,6 +58,6 @@ exec "$PYTHON" -m recipe.exgrpo.main hardware=cpu \
   actor_rollout_ref.actor.fsdp_config.mixed_precision.param_dtype=bf16 \
   actor_rollout_ref.rollout.dtype=bfloat16 actor_rollout_ref.rollout.max_model_len=512 \
   actor_rollout_ref.rollout.checkpoint_engine.update_weights_bucket_megabytes=1024 \
-  trainer.default_local_dir="$RUN" trainer.experiment_name="$(basename "$RUN")" \
+  trainer.default_local_dir="$(_value "$RUN")" trainer.experiment_name="$(_value "$(basename "$RUN")")" \
   trainer.total_training_steps="$STEPS" trainer.test_freq=-1 trainer.val_before_train=false trainer.save_freq=-1 \
   "$@"

@@ -9,6 +9,7 @@
 set -euo pipefail
 case "${1:-}" in -h | --help) sed -n '2,/^set/p' "$0" | sed '$d; s/^# \{0,1\}//' && exit 0 ;; esac
 cd "$(dirname "$0")/.."
+source scripts/launch.sh   # for _value: folders may have any name
 
 PYTHON=${PYTHON:-.venv/bin/python}
 RUN=${RUN:-outputs/toy}
@@ -21,12 +22,12 @@ export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
 
 exec "$PYTHON" -m recipe.exgrpo.main hardware=cpu \
   actor_rollout_ref.model.path=data/toy/model \
-  data.train_files="$DATA/train.parquet" data.val_files="$DATA/heldout.parquet" \
+  data.train_files="$(_value "$DATA/train.parquet")" data.val_files="$(_value "$DATA/heldout.parquet")" \
   data.train_batch_size=8 data.max_prompt_length=48 data.max_response_length=64 \
   actor_rollout_ref.actor.ppo_mini_batch_size=4 actor_rollout_ref.actor.ppo_max_token_len_per_gpu=512 \
   actor_rollout_ref.actor.optim.lr=1e-4 \
   actor_rollout_ref.rollout.max_model_len=128 actor_rollout_ref.rollout.log_prob_max_token_len_per_gpu=512 \
   actor_rollout_ref.rollout.val_kwargs.temperature=1.0 \
-  trainer.default_local_dir="$RUN" trainer.experiment_name="$(basename "$RUN")" \
+  trainer.default_local_dir="$(_value "$RUN")" trainer.experiment_name="$(_value "$(basename "$RUN")")" \
   trainer.total_training_steps="$STEPS" trainer.test_freq=20 trainer.save_freq=20 \
   "$@"

@@ -1,11 +1,14 @@
 """`scripts/study_stack.sh` with a recorder in place of Python: which runs it starts, with what, and what it skips."""
 
 import os
+import re
 import shutil
 import subprocess
 from pathlib import Path
 
 import pytest
+
+from recipe.exgrpo.composition import compose as compose_run
 
 ROOT = Path(__file__).resolve().parents[2]
 # Records its arguments; a training run leaves metrics up to its last step, or up to STOP and fails.
@@ -15,6 +18,7 @@ case "$*" in *recipe.exgrpo.main*) ;; *) exit 0 ;; esac
 for argument in "$@"; do
   case $argument in trainer.default_local_dir=*) run=${argument#*=} ;; esac
 done
+run=$(tr -d "'" <<< "$run")
 : > "$run/metrics.jsonl"
 for step in $(seq 0 "${STOP:-$STEPS}"); do echo "{\\"step\\": $step, \\"val/pass_rate\\": 0.5}" >> "$run/metrics.jsonl"; done
 [ -z "${STOP:-}" ] || { echo "what went wrong"; exit 3; }
@@ -48,7 +52,7 @@ def test_a_run_for_each_seed_and_variant_then_the_report(study, tmp_path):
     assert process.returncode == 0, process.stderr
     out, runs = tmp_path / "out", training(commands)
     folders = ["on_policy-s0", "fill-s0", "on_policy-s3", "fill-s3"]
-    assert [run.split("trainer.default_local_dir=")[1].split()[0] for run in runs] == [f"{out}/{f}" for f in folders]
+    assert [run.split("trainer.default_local_dir=")[1].split()[0] for run in runs] == [f"'{out}/{f}'" for f in folders]
     for run, folder in zip(runs, folders, strict=True):
         seed = folder[-1]
         assert f" data.seed={seed} exgrpo.runtime.seeded_rollouts=true " in run
@@ -82,6 +86,17 @@ def test_any_preset_is_a_variant_and_a_prefix_runs_each(study):
         "ablation=rho_25",
     ]
     assert [command.startswith("locked:") for command in commands if "make_toy" not in command] == [True, True, False]
+
+
+def test_folders_may_have_any_name(study, tmp_path):
+    out = tmp_path / "lr=1e-4, {b}"
+    process, commands = study(VARIANTS="on_policy", SEEDS="0", OUT=str(out))
+    assert process.returncode == 0, process.stderr
+    assert (out / "on_policy-s0/metrics.jsonl").exists()
+    overrides = re.findall(r"[\w.]+='[^']*'", training(commands)[0])
+    config = compose_run(["hardware=cpu", *overrides])
+    assert config.trainer.default_local_dir == f"{out}/on_policy-s0"
+    assert config.data.train_files == f"{out}/data/train.parquet"
 
 
 def test_another_script_makes_the_runs_and_its_task_has_a_folder_of_its_own(study, tmp_path):
