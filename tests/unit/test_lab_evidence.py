@@ -12,10 +12,12 @@ import yaml
 from recipe.exgrpo import cli
 from recipe.exgrpo.lab.evidence import BEGIN, END, load_registration, run_stages, verdict, write_document
 from recipe.exgrpo.lab.report import read_results
-from recipe.exgrpo.lab.stats import Interval
+from recipe.exgrpo.lab.stats import Interval, paired
 from recipe.exgrpo.lab.tables import write_tables
+from recipe.exgrpo.report_parts import shown, spread
 
 torch.set_num_threads(1)
+EVIDENCE = Path(__file__).resolve().parents[2] / "docs/evidence"
 TINY = {
     "steps": 1,
     "questions": 2,
@@ -194,3 +196,23 @@ def test_an_unknown_stage_is_refused(tmp_path, capsys):
     path = write_study(tmp_path)
     assert cli.main(["lab", "evidence", str(path), "--run", "--stages", "later", "--jobs", "1"]) == 1
     assert "no stage is called 'later'" in capsys.readouterr().err
+
+
+def published(where: str) -> list[str]:
+    """Runs and final differences to on-policy of ExGRPO and the preset, from the tables behind a row of the README."""
+    if not where.startswith("laboratory: "):
+        rows = {row["variant"]: row for row in json.loads((EVIDENCE / "stack/report.json").read_text())["rows"]}
+        figures = [shown(rows[name], "final_difference", signed=True) for name in ("exgrpo", "robust")]
+        return [str(rows["robust"]["pairs"]), *figures]
+    setting = tuple(where.removeprefix("laboratory: ").removesuffix(" base").split(", "))
+    stage = {"chain": "main", "addition": "second_family", "ways": "several_solutions"}[setting[0]]
+    variants = read_results(EVIDENCE / stage)[setting]
+    pairs = [paired(variants[name].final, variants["on_policy"].final) for name in ("exgrpo", "fill")]
+    return [str(pairs[0].n), *(shown(spread("final", pair), "final", signed=True) for pair in pairs)]
+
+
+def test_the_figures_in_the_readme_are_those_of_the_published_runs():
+    readme = (EVIDENCE.parents[1] / "README.md").read_text()
+    rows = [line.strip("| ").split(" | ") for line in readme.splitlines() if line.startswith("| ") and " ± " in line]
+    assert len(rows) >= 5
+    assert [row[1:] for row in rows] == [published(row[0]) for row in rows]
