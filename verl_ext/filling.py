@@ -64,8 +64,8 @@ def write_advantages(advantages: dict[str, float], partition_id: str) -> None:
     if not advantages:
         return
     keys = list(advantages)
-    ids = tq.kv_batch_get(keys=keys, partition_id=partition_id, select_fields=["responses"])["responses"]
-    values = nested([torch.full((len(ids[i]),), advantages[key]) for i, key in enumerate(keys)])
+    own = tq.kv_batch_get(keys=keys, partition_id=partition_id, select_fields=["advantages"])["advantages"]
+    values = nested([torch.full_like(row, advantages[key]) for key, row in zip(keys, own.unbind(), strict=True)])
     fields = TensorDict({"advantages": values, "returns": values.clone()}, batch_size=len(keys))
     tq.kv_batch_put(keys=keys, partition_id=partition_id, fields=fields)
 
@@ -115,7 +115,7 @@ def _filled_row(slot: dict, name: str, filled: Filled) -> dict:
     """The row of a past success: its own prompt, ids and log-probs, and what else a row has from the slot it takes."""
     prompt = torch.as_tensor(filled.prompt_ids, dtype=slot["prompts"].dtype)
     row = replayed_row(slot | {"prompts": prompt}, _trajectory(filled), session=0)
-    row["old_log_probs"] = torch.as_tensor(filled.response.log_probs)
+    row["old_log_probs"] = torch.as_tensor(filled.response.log_probs, dtype=slot["old_log_probs"].dtype)
     row["uid"] = uid_of(name)
     return {key: value for key, value in row.items() if key not in FRESH_ONLY}
 

@@ -147,11 +147,19 @@ def session_of(key: str) -> tuple[int, int]:
 
 
 def write_behaviour_log_probs(replays: list[Replay], partition_id: str) -> None:
-    """Replace the replayed rows' `old_log_probs` by the stored pi_past, so that w* = pi_theta / pi_past (Eq. 4)."""
+    """Replace the replayed rows' `old_log_probs` by the stored pi_past, so that w* = pi_theta / pi_past (Eq. 4).
+
+    In the precision of the fresh rows': TransferQueue keeps one dtype a field, and rows of another drop out of its books. What
+    was stored had that precision, unless the run went on in another one.
+    """
     if replays:
-        values = [torch.as_tensor(replay.trajectory.log_probs) for replay in replays]
-        fields = TensorDict({"old_log_probs": nested(values)}, batch_size=len(replays))
-        tq.kv_batch_put(keys=[replay.key for replay in replays], partition_id=partition_id, fields=fields)
+        keys = [replay.key for replay in replays]
+        old = tq.kv_batch_get(keys=keys[:1], partition_id=partition_id, select_fields=["old_log_probs"])[
+            "old_log_probs"
+        ]
+        values = [torch.as_tensor(replay.trajectory.log_probs, dtype=old.dtype) for replay in replays]
+        fields = TensorDict({"old_log_probs": nested(values)}, batch_size=len(keys))
+        tq.kv_batch_put(keys=keys, partition_id=partition_id, fields=fields)
 
 
 def nested(rows: list[torch.Tensor]) -> torch.Tensor:

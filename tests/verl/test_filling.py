@@ -9,8 +9,8 @@ from transfer_queue import KVBatchMeta
 from recipe.exgrpo.config import ExGRPOConfig
 from recipe.exgrpo.fill import Entry, FillManager, Response
 from verl_ext.collection import read_outcomes
-from verl_ext.filling import fill_batch, write_advantages
-from verl_ext.injection import inject
+from verl_ext.filling import FRESH_ONLY, fill_batch, write_advantages
+from verl_ext.injection import inject, nested
 from verl_ext.masking import IN_UPDATE
 
 K, STEP = 4, 7
@@ -38,12 +38,12 @@ def batch(rollouts) -> KVBatchMeta:
     return sent
 
 
-def write_log_probs(batch: KVBatchMeta) -> None:
+def write_log_probs(batch: KVBatchMeta, dtype: torch.dtype = torch.float32) -> None:
     import transfer_queue as tq
 
     data = tq.kv_batch_get(keys=batch.keys, partition_id="train", select_fields=["responses"])["responses"]
     old = torch.nested.as_nested_tensor([-0.01 * (i + 1) * torch.ones(len(r)) for i, r in enumerate(data.unbind())])
-    jagged = torch.nested.as_nested_tensor(list(old.unbind()), layout=torch.jagged)
+    jagged = torch.nested.as_nested_tensor([row.to(dtype) for row in old.unbind()], layout=torch.jagged)
     fields = {"old_log_probs": jagged, "entropy": jagged.clone(), "log_probs": jagged.clone(), "advantages": jagged * 0}
     tq.kv_batch_put(keys=batch.keys, partition_id="train", fields=TensorDict(fields, batch_size=len(batch)))
 
@@ -71,6 +71,35 @@ def test_past_successes_take_the_places_of_groups_without_signal(rollouts, batch
     assert (tag["prompt_len"], tag["response_len"], tag["seq_len"], tag["max_global_steps"]) == (2, 5, 7, 2)
     # The exchanged row is gone, so that nothing is left behind when verl clears the batch.
     assert "solved_0_0" not in rollouts.tags()
+
+
+def dtypes(row: dict) -> dict[str, torch.dtype]:
+    return {name: value.dtype for name, value in row.items() if torch.is_tensor(value)}
+
+
+def test_a_batch_of_filled_rows_alone_has_every_field_in_the_precision_of_the_batch(rollouts, transfer_queue):
+    """In bfloat16: TransferQueue forgets rows whose log-probs have another dtype than the field had before."""
+    for session in range(K):
+        rollouts.add("solved", session, [5 + session], 1.0)
+    batch = inject(rollouts.batch(), [], K, ["solved"])
+    write_log_probs(batch, torch.bfloat16)
+    before = dtypes(rollouts.read(batch.keys)[batch.keys[0]])
+    fill = manager()
+    past = [response(100, 2 + i) for i in range(K)]
+    fill.entries = [Entry("past", K - 1, np.array([31, 32]), past, birth_step=3)]
+    filling = exchange(fill, batch)
+    assert len(filling.advantages) == K
+    own = nested([torch.zeros(2 + i, dtype=torch.bfloat16) for i in range(K)])
+    fields = TensorDict({"advantages": own}, batch_size=K)
+    transfer_queue.kv_batch_put(keys=filling.batch.keys, partition_id="train", fields=fields)
+    write_advantages(filling.advantages, "train")
+    rows = rollouts.read(filling.batch.keys)
+    for key, stored in zip(filling.batch.keys, past, strict=True):
+        row = rows[key]
+        expected = {name: dtype for name, dtype in before.items() if name not in FRESH_ONLY}
+        assert {name: dtype for name, dtype in dtypes(row).items() if name in before} == expected
+        torch.testing.assert_close(row["old_log_probs"], torch.as_tensor(stored.log_probs).bfloat16(), rtol=0, atol=0)
+        torch.testing.assert_close(row["advantages"].float(), torch.full((len(stored.token_ids),), 1 / K))
 
 
 def test_what_is_left_of_the_groups_without_signal_leaves_the_update(rollouts, batch):

@@ -266,25 +266,27 @@ def test_verls_padding_rows_are_neither_fresh_nor_replayed(step, first):
 # ---- pi_past
 
 
-def put_old_log_probs(transfer_queue, keys, lengths):
-    values = nested([torch.full((n,), -9.0) for n in lengths])
+def put_old_log_probs(transfer_queue, keys, lengths, dtype=torch.float32):
+    values = nested([torch.full((n,), -9.0, dtype=dtype) for n in lengths])
     fields = TensorDict({"old_log_probs": values}, batch_size=len(keys))
     transfer_queue.kv_batch_put(keys=keys, partition_id="train", fields=fields)
 
 
-def test_behaviour_log_probs_replace_those_of_replayed_rows_only(step, transfer_queue):
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_behaviour_log_probs_replace_those_of_replayed_rows_only(step, transfer_queue, dtype):
     rollouts, replays = step
     batch = upsample_batch_to_divisible_size(inject_all(step), 6, eos_token_id=0)
-    put_old_log_probs(transfer_queue, batch.keys, [tag["response_len"] for tag in batch.tags])
+    put_old_log_probs(transfer_queue, batch.keys, [tag["response_len"] for tag in batch.tags], dtype)
     write_behaviour_log_probs(replays, "train")
     past = {replay.key: replay.trajectory.log_probs for replay in replays}
     for key, row in rollouts.read(batch.keys, "old_log_probs", "responses").items():
         assert len(row["old_log_probs"]) == len(row["responses"])
         if key in past:
-            np.testing.assert_array_equal(row["old_log_probs"], past[key])
-            assert row["old_log_probs"].dtype == torch.float32
+            torch.testing.assert_close(row["old_log_probs"], torch.as_tensor(past[key], dtype=dtype), rtol=0, atol=0)
         else:
             assert set(row["old_log_probs"].tolist()) == {-9.0}
+    alone = rollouts.read(list(past), "old_log_probs")  # read with others, a row takes on their precision
+    assert {row["old_log_probs"].dtype for row in alone.values()} == {dtype}
 
 
 def test_writing_no_behaviour_log_probs_changes_nothing(rollouts, transfer_queue):
