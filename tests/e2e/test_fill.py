@@ -14,12 +14,14 @@ SMALL_GROUPS = (
     f"data.train_batch_size={B}",
     "actor_rollout_ref.actor.ppo_mini_batch_size=6",
 )
+# As models of any size are trained: log-probs are bfloat16 then, those of stored trajectories too.
+BFLOAT16 = "actor_rollout_ref.actor.fsdp_config.mixed_precision.param_dtype=bf16"
 
 
 @pytest.fixture(scope="module")
 def run(toy, tmp_path_factory):
     folder = tmp_path_factory.mktemp("fill") / "run"
-    run = toy(folder, STEPS, "exgrpo.mode=fill", *SMALL_GROUPS, f"trainer.save_freq={STEPS}")
+    run = toy(folder, STEPS, "exgrpo.mode=fill", BFLOAT16, *SMALL_GROUPS, f"trainer.save_freq={STEPS}")
     assert run.code == 0, run.output[-4000:]
     return run
 
@@ -45,6 +47,11 @@ def test_rows_without_signal_are_exchanged_for_earlier_successes(run):
         total += len(rows)
     assert run.metrics[1]["fill/filled"] == 0  # nothing is past in the first step
     assert total > 0
+
+
+def test_no_row_drops_out_of_transfer_queues_books(run):
+    """It refuses a field's second dtype with a line in the log and goes on, until a batch has no other row."""
+    assert "Error updating production status" not in run.output
 
 
 def test_every_metric_moves_and_replay_mode_stays_out(run):
