@@ -61,7 +61,6 @@ class TrajectoryConfig:
     """Which of a question's stored trajectories is replayed (section 4.1; Table 3: `random` is no trajectory selection)."""
 
     select: str = "lowest_entropy"
-    length_control: bool = False  # only candidates not longer than their median
 
     def __post_init__(self) -> None:
         _one_of("exgrpo.trajectory.select", self.select, SELECTIONS)
@@ -85,7 +84,6 @@ class BookkeepingConfig:
     lower: int = 0
     upper: int | None = None
     fresh_only: bool = False
-    smoothing: float = 0.0  # weight of the counts so far in a question's bucket
     keep_unsolved: bool = False
     retire: bool = True
     review_interval: int = 0
@@ -137,7 +135,6 @@ class LossConfig:
 
     `shaping: policy` is f(w) = w / (w + beta); `none` is f(w) = w; `clip` is the PPO clip on w (both Table 6).
     `importance: past` divides by the stored pi_past; `old` by pi_old (Table 6: no IS correction).
-    `level: sequence` takes one weight a replayed response, the geometric mean of its tokens' (GSPO).
     `fresh_clip: always` clips fresh tokens (Eq. 4); `before_replay` stops clipping once replay is on (released code); `never`.
     """
 
@@ -145,13 +142,11 @@ class LossConfig:
     beta: float = 0.1
     importance: str = "past"
     fresh_clip: str = "always"
-    level: str = "token"
 
     def __post_init__(self) -> None:
         _one_of("exgrpo.loss.shaping", self.shaping, ("policy", "none", "clip"))
         _require(self.beta > 0, f"exgrpo.loss.beta must be positive; got {self.beta}.")
         _one_of("exgrpo.loss.importance", self.importance, ("past", "old"))
-        _one_of("exgrpo.loss.level", self.level, ("token", "sequence"))
         _one_of("exgrpo.loss.fresh_clip", self.fresh_clip, ("always", "before_replay", "never"))
 
 
@@ -232,7 +227,6 @@ class ExGRPOConfig:
     enable: bool = True
     mode: str = "replay"
     inject: bool = True
-    extra: bool = False  # the replayed trajectory comes on top of K fresh rollouts
     seed: int = 0
     rho: float = 0.5
     start_threshold: float | None = 0.35

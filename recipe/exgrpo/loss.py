@@ -45,13 +45,8 @@ def replayed_loss(
     advantages: torch.Tensor,
     config: LossConfig,
     clip: ClipRange,
-    mask: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """-A f(w*) with w* = pi_theta / pi_past per token, unclipped; the ablations f(w) = w and PPO clip by `config.shaping`."""
-    if config.level == "sequence":
-        log_ratio = torch.where(mask, log_prob - behaviour_log_prob, 0.0).sum(-1, keepdim=True)
-        log_ratio = log_ratio / mask.sum(-1, keepdim=True).clamp(min=1)
-        log_prob = behaviour_log_prob + log_ratio
     if config.shaping == "policy":
         return -advantages * shape(log_prob - behaviour_log_prob, config.beta)
     ratio = importance_ratio(log_prob, behaviour_log_prob)
@@ -71,7 +66,6 @@ def mixed_policy_loss(
     config: LossConfig,
     clip: ClipRange,
     replay_active: bool,
-    mask: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Loss of every token (Eq. 4), not yet masked or averaged.
 
@@ -86,7 +80,7 @@ def mixed_policy_loss(
     ratio = importance_ratio(log_prob, behaviour_log_prob)
     clipped = clips_fresh(config.fresh_clip, replay_active)
     fresh = clipped_loss(ratio, advantages, clip) if clipped else -advantages * ratio
-    replayed = replayed_loss(log_prob, behaviour_log_prob, advantages, config, clip, mask)
+    replayed = replayed_loss(log_prob, behaviour_log_prob, advantages, config, clip)
     return torch.where(is_replayed.bool().unsqueeze(-1), replayed, fresh)
 
 

@@ -98,7 +98,6 @@ class ReplayManager:
         self.rng = np.random.default_rng(config.seed)
         self.schedule = DelayedStart(config.start_threshold)
         self.report = StepReport()
-        self.smooth: dict[str, float] = {}
 
     @property
     def active(self) -> bool:
@@ -125,10 +124,6 @@ class ReplayManager:
         if scores is not None:
             self.buffer.mark_scored(rows, scores.entropy)
             self.report.scored += len(rows)
-        if self.config.trajectory.length_control:
-            lengths = np.array([len(self.buffer.trajectory(int(row)).token_ids) for row in rows])
-            kept = np.flatnonzero(lengths <= np.median(lengths))
-            rows, scores = rows[kept], None if scores is None else scores[kept]
         chosen = choose(self.config.trajectory.select, len(rows), scores, self.rng)
         return self.buffer.trajectory(int(rows[chosen]))
 
@@ -146,8 +141,6 @@ class ReplayManager:
         fresh = sum(reward > books.success_threshold for reward in group.fresh_rewards)
         if group.replayed_reward is None:
             return fresh
-        if self.config.extra:
-            return fresh
         if not books.fresh_only:
             return fresh + (group.replayed_reward > books.success_threshold)
         tried = len(group.fresh_rewards)
@@ -163,7 +156,7 @@ class ReplayManager:
         """
         if not self.active:
             return {}
-        whole = [p for p, group in enumerate(groups) if len(group.fresh_rewards) + (not self.config.extra and group.replayed_reward is not None) == self.group_size]
+        whole = [position for position, group in enumerate(groups) if group.size == self.group_size]
         self.report.partial_groups += len(groups) - len(whole)
         counts = self._counts([groups[position] for position in whole])
         kept = [p for p, count in zip(whole, counts, strict=True) if self._settle(groups[p].question, count)]
@@ -192,16 +185,11 @@ class ReplayManager:
             return False
         upper = self.group_size - 1 if books.upper is None else books.upper
         if books.lower < count <= upper:
-            self.buffer.record(question, self._smoothed(question, count))
+            self.buffer.record(question, count)
             return True
         if count == 0 and not books.keep_unsolved and self.buffer.latest_count(question) is not None:
             self.buffer.record(question, 0)
         return False
-
-    def _smoothed(self, question: str, count: int) -> int:
-        before = self.smooth.get(question, count)
-        self.smooth[question] = self.config.bookkeeping.smoothing * before + (1 - self.config.bookkeeping.smoothing) * count
-        return min(max(round(self.smooth[question]), 1), self.group_size - 1)
 
     def _solved(self, question: str) -> None:
         """All K succeeded: into the retired set, or only out of the buckets when retirement is off."""

@@ -97,7 +97,7 @@ class Replay(OnPolicy):
         for _ in range(size - len(planned)):
             fresh.append(stream.next_unless(lambda q: q in taken or (buffer.is_retired(q) and not reuse_retired)))
             taken.add(fresh[-1])
-        rollouts = self.group_size - (self.config.inject and not self.config.extra)
+        rollouts = self.group_size - self.config.inject
         return interleave([Slot(q, rollouts, True) for q in planned], [Slot(q, self.group_size) for q in fresh])
 
     def inject(self, groups: list[list[Row]], slots: list[Slot], score: Scorer, step: int) -> None:

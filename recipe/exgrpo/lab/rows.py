@@ -86,7 +86,6 @@ def batch_loss(
         objective.loss,
         objective.clip,
         objective.replay_active,
-        data.mask,
     )
     scale = objective.sequences * objective.horizon
     policy, entropy = (torch.where(data.mask, term, 0.0).sum() / scale for term in (token_loss, entropies))

@@ -52,15 +52,6 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "fill_reps_2": {**FILL, "fill": {"reps": 2}},
     "fill_reps_4": {**FILL, "fill": {"reps": 4}},
     "fill_uniform": {**FILL, "fill": {"power": 0.0}},
-    # under trial
-    "sequence_level": {"loss": {"level": "sequence"}},
-    "sequence_unshaped": {"loss": {"level": "sequence", "shaping": "none"}},
-    "smoothed_counts": {"bookkeeping": {"smoothing": 0.5}},
-    "extra": {"extra": True},
-    "extra_clip": {"extra": True, "loss": {"shaping": "clip"}},
-    "cooldown_5": {"buffer": {"cooldown_steps": 5}},
-    "max_age_20": {"buffer": {"max_age_steps": 20}},
-    "shorter_half": {"trajectory": {"length_control": True}},
 }
 
 TABLE_3 = ("no_question_selection", "no_trajectory_selection", "no_selection", "highest_entropy", "lowest_perplexity")

@@ -147,7 +147,7 @@ class Lab:
 
     def update(self, rows: list[Row]) -> dict[str, float]:
         """One optimizer step a mini-batch, the mini-batches being consecutive stretches of whole groups."""
-        size = -(-len(rows) // self.settings.mini_batches)
+        size = len(rows) // self.settings.mini_batches
         found = [self._mini_batch(rows[i : i + size]) for i in range(0, len(rows), size)]
         self.costs.updated_tokens += sum(len(row.response) for row in rows if row.in_update)
         return {f"actor/{name}": float(np.mean([metrics[name] for metrics in found])) for name in found[0]}
