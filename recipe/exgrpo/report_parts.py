@@ -3,7 +3,7 @@
 import io
 import math
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -40,19 +40,30 @@ def shown(row: dict, name: str, signed: bool = False) -> str:
     return f"**{text}**" if signed and half is not None and abs(mean) > half else text
 
 
-def draw_curve(panel: "Axes", label: str, steps: Sequence[int], curves: Iterable[Sequence[float]]) -> None:
-    """The mean of `curves` (each of len(steps)) as a line, its 95 % t-interval as a band; no band for a single one."""
+def draw_curve(
+    panel: "Axes",
+    label: str,
+    steps: Sequence[int],
+    curves: Iterable[Sequence[float]],
+    look: tuple[Any, str] = (None, "-"),
+    band: bool = True,
+) -> None:
+    """The mean of `curves` (each of len(steps)) as a line, its 95 % t-interval as a band; no band for a single one.
+
+    `look` is the colour (None: the next of the cycle) and the style of the line.
+    """
     heights = [interval(values) for values in zip(*curves, strict=True)]
     mean, half = np.array([h.mean for h in heights]), np.nan_to_num([h.half for h in heights])
-    (line,) = panel.plot(steps, mean, label=label)
-    panel.fill_between(steps, mean - half, mean + half, alpha=0.15, color=line.get_color(), linewidth=0)
+    (line,) = panel.plot(steps, mean, label=label, color=look[0], linestyle=look[1])
+    if band:
+        panel.fill_between(steps, mean - half, mean + half, alpha=0.15, color=line.get_color(), linewidth=0)
 
 
-def finish_panel(panel: "Axes", title: str, xlabel: str, ylabel: str) -> None:
+def finish_panel(panel: "Axes", title: str, xlabel: str, ylabel: str, legend: bool = True) -> None:
     """Labels, grid and, if there is a curve, its legend."""
     panel.set(title=title, xlabel=xlabel, ylabel=ylabel)
     panel.grid(alpha=0.3)
-    if panel.lines:
+    if legend and panel.lines:
         panel.legend(fontsize="small", loc="lower right")
 
 

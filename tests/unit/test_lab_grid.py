@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +20,7 @@ from recipe.exgrpo.lab import grid
 from recipe.exgrpo.lab.bases import BaseRecipe
 from recipe.exgrpo.lab.command import numbers
 from recipe.exgrpo.lab.grid import Axes, Cell, Study, read_all, read_cell, run_grid
-from recipe.exgrpo.lab.report import figure, markdown, read_results, summarise, write_report
+from recipe.exgrpo.lab.report import Runs, figure, markdown, read_results, summarise, write_report
 from recipe.exgrpo.lab.stats import area_under_curve, interval, paired, student_cdf, student_quantile
 from recipe.exgrpo.lab.tables import RESULTS, TIMINGS, TRAINING, read_table, write_tables
 from recipe.exgrpo.lab.trainer import LabSettings
@@ -303,3 +304,13 @@ def test_seeds_are_written_as_ranges_and_lists(capsys):
         with pytest.raises(SystemExit):
             cli.main(["lab", "run", "--suite", "fill", "--seeds", wrong])
         assert "list of seeds" in capsys.readouterr().err
+
+
+def test_a_figure_of_many_variants_keeps_its_panels():
+    """Thirty entries in a panel's own legend left no room for the curves; matplotlib only warns."""
+    names = [f"variant_{i}" for i in range(30)]
+    runs = Runs(steps=[0, 10, 20], curves={(0, 0): [0.1, 0.2, 0.3], (0, 1): [0.1, 0.3, 0.3]})
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        drawn = figure({("chain", base): dict.fromkeys(names, runs) for base in ("weak", "mid", "bimodal")})
+    assert drawn.startswith(b"\x89PNG")

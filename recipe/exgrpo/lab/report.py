@@ -12,6 +12,8 @@ from recipe.exgrpo.lab.suites import VARIANTS
 from recipe.exgrpo.lab.tables import RESULTS, TIMINGS, read_table
 from recipe.exgrpo.report_parts import draw_curve, finish_panel, png, shown, spread, table_lines
 
+BANDS = 8  # variants of a figure that still have bands
+LEGEND_COLUMNS = 6
 COSTS = ("fresh_rollouts", "sampled_tokens", "updated_tokens", "scored_tokens")
 HEADER = (
     "variant", "runs", "final pass@1", "final difference", "area", "area difference",
@@ -118,15 +120,25 @@ def _cells(row: dict) -> list[str]:
 
 
 def figure(results: Settings) -> bytes:
-    """Learning curves as PNG, a panel a setting: the mean of the runs, and its 95 % t-interval as a band."""
+    """Learning curves as PNG, a panel a setting: the mean of the runs, and its 95 % t-interval as a band.
+
+    A variant has one colour in all panels, and one entry in the legend below them. Beyond `BANDS` variants bands would hide the
+    curves and are left out.
+    """
+    from matplotlib import colormaps
     from matplotlib.figure import Figure
 
-    drawing = Figure(figsize=(5.5 * len(results), 4.2), layout="constrained")
-    panels = drawing.subplots(1, len(results), squeeze=False)[0]
+    labels = list(dict.fromkeys(label for variants in results.values() for label in variants))
+    places = {label: (colormaps["tab20"](i % 20), ("-", "--")[i // 20 % 2]) for i, label in enumerate(labels)}
+    lines = -(-len(labels) // LEGEND_COLUMNS)
+    drawing = Figure(figsize=(max(5.5 * len(results), 8), 4.2 + 0.25 * lines), layout="constrained")
+    panels, entries = drawing.subplots(1, len(results), squeeze=False)[0], {}
     for panel, ((name, base), variants) in zip(panels, results.items(), strict=True):
         for label, runs in variants.items():
-            draw_curve(panel, label, runs.steps, runs.curves.values())
-        finish_panel(panel, f"{name}, {base} base", "step", "held-out pass@1")
+            draw_curve(panel, label, runs.steps, runs.curves.values(), places[label], len(labels) <= BANDS)
+        entries |= {line.get_label(): line for line in panel.lines}
+        finish_panel(panel, f"{name}, {base} base", "step", "held-out pass@1", legend=False)
+    drawing.legend(handles=[entries[label] for label in labels], loc="outside lower center", ncols=LEGEND_COLUMNS)
     return png(drawing)
 
 
