@@ -154,10 +154,9 @@ def write_behaviour_log_probs(replays: list[Replay], partition_id: str) -> None:
     """
     if replays:
         keys = [replay.key for replay in replays]
-        old = tq.kv_batch_get(keys=keys[:1], partition_id=partition_id, select_fields=["old_log_probs"])[
-            "old_log_probs"
-        ]
-        values = [torch.as_tensor(replay.trajectory.log_probs, dtype=old.dtype) for replay in replays]
+        old = tq.kv_batch_get(keys=keys[:1], partition_id=partition_id, select_fields=["old_log_probs"])
+        dtype = old["old_log_probs"].dtype
+        values = [torch.as_tensor(replay.trajectory.log_probs, dtype=dtype) for replay in replays]
         fields = TensorDict({"old_log_probs": nested(values)}, batch_size=len(keys))
         tq.kv_batch_put(keys=keys, partition_id=partition_id, fields=fields)
 

@@ -39,24 +39,24 @@ def _alike(faults: Faults) -> Grade:
 
 
 CLEAN = _alike(Faults())
-
+BIMODAL = Grade(Faults(easy=0.01, hard=0.03), Faults(easy=0.2, hard=0.85, stop=0.2))
 
 # Pass rates on training questions: weak about 0.1, mid 0.2 to 0.3; bimodal solves short questions and hardly any long one.
 GRADES = {
     "chain": {
         "weak": _alike(Faults(easy=0.15, hard=0.6, stop=0.3)),
         "mid": _alike(Faults(easy=0.05, hard=0.45, stop=0.05)),
-        "bimodal": Grade(Faults(easy=0.01, hard=0.03), Faults(easy=0.2, hard=0.85, stop=0.2)),
+        "bimodal": BIMODAL,
     },
     "addition": {
         "weak": _alike(Faults(easy=0.3, hard=0.8, stop=0.1)),
         "mid": _alike(Faults(easy=0.15, hard=0.7, stop=0.0)),
-        "bimodal": Grade(Faults(easy=0.01, hard=0.03), Faults(easy=0.2, hard=0.85, stop=0.2)),
+        "bimodal": BIMODAL,
     },
     "ways": {
         "weak": _alike(Faults(easy=0.1, hard=0.8, stop=0.25)),
         "mid": _alike(Faults(easy=0.05, hard=0.6, stop=0.05)),
-        "bimodal": Grade(Faults(easy=0.01, hard=0.03), Faults(easy=0.2, hard=0.85, stop=0.2)),
+        "bimodal": BIMODAL,
     },
 }
 

@@ -115,8 +115,8 @@ def run_stages(
         raise ValueError(f"no stage is called {unknown[0]!r}; {path} has {', '.join(stages)}.")
     for name in names or stages:
         stage, folder = stages[name], path.parent / name
-        cells = stage.axes.cells()
-        if published_runs(folder) >= len(cells):
+        cells, before = stage.axes.cells(), published_runs(folder)
+        if before >= len(cells):
             continue
         settings, recipe = LabSettings(**stage.settings), BaseRecipe(**stage.recipe)
         study = Study(settings, recipe, cache, out / content_key(settings, recipe))
@@ -124,7 +124,7 @@ def run_stages(
             run_grid(cells, study, jobs, lambda what, total, name=name: advance(f"{name}: {what}", total))
         finally:
             results = [result for cell in cells if (result := read_cell(cell, study))]
-            if len(results) > published_runs(folder):
+            if len(results) > before:
                 publish(results, out / name, folder)
 
 

@@ -129,13 +129,13 @@ def figure(results: Settings) -> bytes:
     from matplotlib.figure import Figure
 
     labels = list(dict.fromkeys(label for variants in results.values() for label in variants))
-    places = {label: (colormaps["tab20"](i % 20), ("-", "--")[i // 20 % 2]) for i, label in enumerate(labels)}
-    lines = -(-len(labels) // LEGEND_COLUMNS)
-    drawing = Figure(figsize=(max(5.5 * len(results), 8), 4.2 + 0.25 * lines), layout="constrained")
+    looks = {label: (colormaps["tab20"](i % 20), ("-", "--")[i // 20 % 2]) for i, label in enumerate(labels)}
+    legend_height = 0.25 * -(-len(labels) // LEGEND_COLUMNS)
+    drawing = Figure(figsize=(max(5.5 * len(results), 8), 4.2 + legend_height), layout="constrained")
     panels, entries = drawing.subplots(1, len(results), squeeze=False)[0], {}
     for panel, ((name, base), variants) in zip(panels, results.items(), strict=True):
         for label, runs in variants.items():
-            draw_curve(panel, label, runs.steps, runs.curves.values(), places[label], len(labels) <= BANDS)
+            draw_curve(panel, label, runs.steps, runs.curves.values(), looks[label], len(labels) <= BANDS)
         entries |= {line.get_label(): line for line in panel.lines}
         finish_panel(panel, f"{name}, {base} base", "step", "held-out pass@1", legend=False)
     drawing.legend(handles=[entries[label] for label in labels], loc="outside lower center", ncols=LEGEND_COLUMNS)
