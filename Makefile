@@ -21,7 +21,7 @@ test: setup ## run every test, the real stack included
 	$(PYTHON_IN_VENV) -m pytest -m "not scripts"
 
 test-fast: setup ## run the unit tests
-	$(PYTHON_IN_VENV) -m pytest tests/unit -m "not slow"
+	$(PYTHON_IN_VENV) -m pytest -m "not slow and not verl and not stack and not scripts"
 
 test-scripts: setup ## run every reproduction script with the tiny model
 	$(PYTHON_IN_VENV) -m pytest -m scripts

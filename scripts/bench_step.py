@@ -56,8 +56,8 @@ def register_alternating_trainer(same_questions: bool) -> None:
     from verl.utils.config import omega_conf_to_dataclass
     from verl.workers.utils.losses import ppo_loss
 
-    from verl_ext.loss import exgrpo_loss
-    from verl_ext.trainer import ExGRPOTrainer
+    from recipe.exgrpo.trainer.objective import exgrpo_loss
+    from recipe.exgrpo.trainer.trainer import ExGRPOTrainer
 
     @register_trainer("exgrpo_alternating")
     class AlternatingTrainer(ExGRPOTrainer):

@@ -35,4 +35,4 @@ fi
 
 parallel=(--tensor-parallel "$TP")
 [ -z "${GPUS:-}" ] || parallel+=(--data-parallel "$((GPUS / TP))")
-exec "$PYTHON" -m recipe.exgrpo.evaluate --model "$MODEL" --data "${data[@]}" --out "$OUT" "${parallel[@]}" "$@"
+exec "$PYTHON" -m recipe.exgrpo.cli.evaluate --model "$MODEL" --data "${data[@]}" --out "$OUT" "${parallel[@]}" "$@"

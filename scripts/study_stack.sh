@@ -82,7 +82,7 @@ report() {
     for seed in "${seeds[@]}"; do runs+=${runs:+,}$OUT/$variant-s$seed; done
     groups+=(--group "$variant=$runs")
   done
-  "$PYTHON" -m recipe.exgrpo.cli report "${groups[@]}" --against "${variants[0]}" --out "$OUT"
+  "$PYTHON" -m recipe.exgrpo.cli.main report "${groups[@]}" --against "${variants[0]}" --out "$OUT"
 }
 
 for variant in "${variants[@]}"; do overrides_of "$variant" >/dev/null; done

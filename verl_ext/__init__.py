@@ -1,1 +1,1 @@
-"""Thin adapters that plug the ExGRPO recipe into unmodified verl 0.9.1."""
+"""The ground: what any recipe on verl 0.9.1 could use. Imports nothing of `recipe`."""

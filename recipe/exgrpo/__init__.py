@@ -1,1 +1,1 @@
-"""ExGRPO: experience replay for GRPO (arXiv 2510.02245). The algorithm; torch, numpy and the standard library only."""
+"""ExGRPO (arXiv 2510.02245): experience replay for GRPO on unmodified verl. Imports point down, to `core` and `verl_ext`."""

@@ -3,7 +3,7 @@
 import logging
 import sys
 
-from recipe.exgrpo.composition import require_configuration
+from recipe.exgrpo.presets.compose import require_configuration
 from verl_ext.platform import fork_server, prepare_environment
 
 if __name__ == "__main__":
@@ -19,9 +19,9 @@ import ray  # noqa: E402
 from omegaconf import DictConfig, OmegaConf  # noqa: E402
 from verl.trainer.main_ppo import TaskRunnerV1, run_ppo  # noqa: E402
 
-from recipe.exgrpo.run_record import record_start  # noqa: E402
-from verl_ext.preflight import PreflightError, check  # noqa: E402
-from verl_ext.preflight_verl import validate  # noqa: E402
+from recipe.exgrpo.checks.preflight import PreflightError, check  # noqa: E402
+from recipe.exgrpo.checks.verl import validate  # noqa: E402
+from recipe.exgrpo.runs.record import record_start  # noqa: E402
 
 logger = logging.getLogger(__name__)
 WORKER_KEY = "ray_kwargs.ray_init.runtime_env.py_executable"
@@ -32,7 +32,7 @@ class ExGRPOTaskRunner(TaskRunnerV1.__ray_actor_class__):
     """verl's task runner, after registering our trainer and advantage estimator in its process."""
 
     def run(self, config: DictConfig) -> None:
-        import verl_ext.trainer  # noqa: F401  (registers)
+        import recipe.exgrpo.trainer.trainer  # noqa: F401  (registers)
 
         super().run(config)
 

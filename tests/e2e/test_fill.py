@@ -2,9 +2,9 @@
 
 import pytest
 
-from recipe.exgrpo.config import ExGRPOConfig
-from recipe.exgrpo.fill import FillManager
-from verl_ext.fill_state import load_fill, read_fill_manifest
+from recipe.exgrpo.checkpoint.fill_state import load_fill, read_fill_manifest
+from recipe.exgrpo.core.config import ExGRPOConfig
+from recipe.exgrpo.core.policies.fill import FillManager
 
 pytestmark = pytest.mark.stack
 # Groups of four have no variance often enough for every step to have slots to fill.

@@ -10,7 +10,7 @@ import psutil
 import pytest
 from transformers import AutoTokenizer
 
-from verl_ext.checkpoint import open_checkpoint
+from recipe.exgrpo.checkpoint.checkpointer import open_checkpoint
 
 pytestmark = pytest.mark.stack
 ROOT = Path(__file__).resolve().parents[2]

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 from omegaconf import OmegaConf
 
-from recipe.exgrpo.composition import ROOT, experiment_scripts
-from recipe.exgrpo.paper_settings import differences
+from recipe.exgrpo.presets.compose import ROOT, experiment_scripts
+from recipe.exgrpo.presets.paper_settings import differences
 
 LIMIT_S = 480
 SIZES = ("data.", "actor_rollout_ref.", "trainer.", "reward.", "preset.template", "exgrpo.start_threshold")

@@ -8,13 +8,13 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+from recipe.exgrpo.presets.paper_results import paper_results
 from verl_ext.evaluation.oat_like import oat_like_score
-from verl_ext.evaluation.paper import paper_results
 from verl_ext.evaluation.questions import Benchmark
 from verl_ext.evaluation.statistics import PASSED, summarise
 from verl_ext.evaluation.tables import markdown, result_tables, write_png
-from verl_ext.output import replacing
 from verl_ext.rewards import Grader
+from verl_ext.text import replacing
 
 BATCH = 1000  # responses in memory at once
 EXAMPLES = 20  # responses listed of each benchmark on which two graders disagree

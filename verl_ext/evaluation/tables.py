@@ -9,8 +9,8 @@ from typing import Any
 from rich.table import Table as RichTable
 from rich.text import Text
 
-from verl_ext.evaluation.paper import paper_results
-from verl_ext.output import one_line, replacing
+from recipe.exgrpo.presets.paper_results import paper_results
+from verl_ext.text import one_line, replacing
 
 NONE = "-"
 _MARKDOWN = re.compile(r"([\\`*_{}\[\]<>|#~!])")

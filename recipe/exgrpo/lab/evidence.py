@@ -18,11 +18,11 @@ from recipe.exgrpo.lab.bases import BaseRecipe
 from recipe.exgrpo.lab.files import content_key, write_atomically
 from recipe.exgrpo.lab.grid import Axes, Study, read_cell, run_grid
 from recipe.exgrpo.lab.report import Settings, figure, read_results, setting_tables, summarise
-from recipe.exgrpo.lab.stats import Interval, paired
 from recipe.exgrpo.lab.suites import REFERENCE, suite
 from recipe.exgrpo.lab.tables import RESULTS, TIMINGS, write_tables
 from recipe.exgrpo.lab.trainer import LabSettings
-from recipe.exgrpo.report_parts import shown, spread, table_lines
+from recipe.exgrpo.report.parts import shown, spread, table_lines
+from recipe.exgrpo.report.stats import Interval, paired
 
 BEGIN, END = "<!-- results: made by `exgrpo lab evidence`, do not edit -->", "<!-- end of results -->"
 HEADER = ("", "claim", "setting", "runs", "final difference", "area difference", "verdict")

@@ -6,7 +6,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from verl_ext.output import replacing
+from verl_ext.text import replacing
 
 
 def write_atomically(path: Path, content: bytes) -> None:

@@ -1,4 +1,4 @@
-"""How each `exgrpo.mode` drives the core, step by step as `verl_ext.trainer` does; one class a mode.
+"""How each `exgrpo.mode` drives the core, step by step as `recipe.exgrpo.trainer.trainer` does; one class a mode.
 
 A step calls `slots` (which questions, how many rollouts), `inject` (rewards known), `arrange` (behaviour log-probs and
 advantages known) and `finish`. A group is the list of rows of one question, in batch order.
@@ -9,14 +9,14 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from recipe.exgrpo.config import ExGRPOConfig, LossConfig
-from recipe.exgrpo.fill import FILL_METRIC_NAMES, Entry, Filled, FillManager, Response, replay_loss
+from recipe.exgrpo.core.config import ExGRPOConfig, LossConfig
+from recipe.exgrpo.core.outcomes import in_band
+from recipe.exgrpo.core.policies.fill import FILL_METRIC_NAMES, Entry, Filled, FillManager, Response, replay_loss
+from recipe.exgrpo.core.policies.replay import METRIC_NAMES, Group, ReplayManager
+from recipe.exgrpo.core.sampler import interleave
+from recipe.exgrpo.core.selection import Scores
 from recipe.exgrpo.lab.questions import Stream
 from recipe.exgrpo.lab.rows import Row
-from recipe.exgrpo.outcomes import in_band
-from recipe.exgrpo.replay import METRIC_NAMES, Group, ReplayManager
-from recipe.exgrpo.sampler import interleave
-from recipe.exgrpo.selection import Scores
 
 # Scores of stored responses: (question of each, its token ids) -> one score each, in order.
 Scorer = Callable[[list[tuple[str, np.ndarray]]], Scores]

@@ -7,10 +7,10 @@ from pathlib import Path
 import numpy as np
 
 from recipe.exgrpo.lab.files import write_atomically
-from recipe.exgrpo.lab.stats import area_under_curve, interval, paired
 from recipe.exgrpo.lab.suites import VARIANTS
 from recipe.exgrpo.lab.tables import RESULTS, TIMINGS, read_table
-from recipe.exgrpo.report_parts import draw_curve, finish_panel, png, shown, spread, table_lines
+from recipe.exgrpo.report.parts import draw_curve, finish_panel, png, shown, spread, table_lines
+from recipe.exgrpo.report.stats import area_under_curve, interval, paired
 
 BANDS = 8  # variants of a figure that still have bands
 LEGEND_COLUMNS = 6

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from recipe.exgrpo.config import LossConfig
+from recipe.exgrpo.core.config import LossConfig
+from recipe.exgrpo.core.loss import ClipRange, mixed_policy_loss
 from recipe.exgrpo.lab.model import prompt_ids, response_ids
-from recipe.exgrpo.loss import ClipRange, mixed_policy_loss
 
 
 @dataclass

@@ -6,7 +6,7 @@ Each is written as the keys in which it differs from the paper's preset. To add 
 from collections.abc import Mapping
 from typing import Any
 
-from recipe.exgrpo.config import ExGRPOConfig
+from recipe.exgrpo.core.config import ExGRPOConfig
 
 AT_ONCE = {"start_threshold": None}
 FILL = {"mode": "fill", **AT_ONCE}

@@ -1,4 +1,4 @@
-"""One run: the steps of `verl_ext.trainer` on a tiny model, with the same core and the same small print.
+"""One run: the steps of `recipe.exgrpo.trainer.trainer` on a tiny model, with the same core and the same small print.
 
 Per step: plan, roll out, inject, log-probs of pi_old by the training model, group advantages, two updates, book-keeping.
 """
@@ -10,16 +10,16 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from recipe.exgrpo.advantage import group_advantages
-from recipe.exgrpo.config import ExGRPOConfig
+from recipe.exgrpo.core.advantage import group_advantages
+from recipe.exgrpo.core.config import ExGRPOConfig
+from recipe.exgrpo.core.loss import ClipRange
+from recipe.exgrpo.core.selection import Scores, masked_mean
 from recipe.exgrpo.lab.families import Family
 from recipe.exgrpo.lab.model import TinyTransformer, prompt_ids, response_ids, response_scores, sample
 from recipe.exgrpo.lab.modes import Slot, make_mode
 from recipe.exgrpo.lab.questions import Splits, Stream, make_splits
 from recipe.exgrpo.lab.rows import Objective, Row, batch_loss, tensors_of
 from recipe.exgrpo.lab.vocabulary import PAD, Vocabulary
-from recipe.exgrpo.loss import ClipRange
-from recipe.exgrpo.selection import Scores, masked_mean
 
 PASS_ROWS = 16  # sequences of like length in one training or scoring pass: few enough to waste little on padding
 EVALUATED_QUESTIONS = 64  # held-out questions in one sampling pass

@@ -9,7 +9,7 @@ from typing import Any
 
 import yaml
 
-from recipe.exgrpo.paper_settings import flatten
+from recipe.exgrpo.presets.paper_settings import flatten
 
 FILE, VALIDATION, QUESTIONS = "metrics.jsonl", "val/pass_rate", "batch/questions"
 SEEDS = ("exgrpo.seed", "data.seed")

@@ -1,0 +1,100 @@
+"""Layout of an experience checkpoint: names, locations, and the encoding of its manifest (see `checkpointer`)."""
+
+import hashlib
+import json
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from recipe.exgrpo.checkpoint.tensors import CorruptState, FileRecord, ForeignState, MissingState, NewerState
+
+FORMAT = "exgrpo-experience"
+VERSION = 1
+FOLDER, NEW, OLD = "experience", ".experience.new", ".experience.old"
+ROWS, QUESTIONS = "rows.safetensors", "questions.safetensors"
+MUTABLE_ROWS = ("row_serial", "row_question", "row_use_count", "row_entropy")
+IMMUTABLE_ROWS = ("row_serial", "row_length", "row_reward", "row_birth_step", "row_digest")
+SEGMENT_TOKENS = 1 << 22  # tokens of a full segment: 32 MiB
+FILE_NAME = re.compile(r"(rows|questions|segment-\d{6,})\.safetensors")
+REQUIRED = {"counts", "fingerprint", "extra", "buffer", "schema", "files"}
+
+
+@dataclass(frozen=True)
+class SegmentFile:
+    """A segment on disk: its trajectories, by serial, and their lengths."""
+
+    name: str
+    record: FileRecord
+    serials: np.ndarray
+    lengths: np.ndarray
+
+    @property
+    def tokens(self) -> int:
+        return int(self.lengths.sum())
+
+
+def step_number(path: str | Path) -> int:
+    """N of a folder `global_step_N`; ValueError for another name."""
+    match = re.fullmatch(r"global_step_(\d+)", Path(path).name)
+    if match is None:
+        raise ValueError(f"{path} is not a checkpoint folder global_step_N.")
+    return int(match[1])
+
+
+def step_dirs(root: str | Path) -> list[Path]:
+    """The folders `global_step_N` in `root`, newest first."""
+    found = [path for path in Path(root).glob("global_step_*") if re.fullmatch(r"global_step_\d+", path.name)]
+    return sorted(found, key=step_number, reverse=True)
+
+
+def folder_of(step_dir: Path) -> Path | None:
+    """Where a step's experience is: the path itself if it is that, `experience`, or what a replacement had moved aside."""
+    if (step_dir / "manifest.json").exists():
+        return step_dir
+    return next((step_dir / name for name in (FOLDER, OLD) if (step_dir / name).is_dir()), None)
+
+
+def existing_folder(step_dir: Path) -> Path:
+    folder = folder_of(step_dir)
+    if folder is None:
+        raise MissingState(step_dir / FOLDER, "there is no experience state here.")
+    return folder
+
+
+def common(serials: np.ndarray, live: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Positions in `serials`, and the same in `live`, of the serials that both (ascending) have."""
+    at = np.searchsorted(live, serials)
+    found = np.flatnonzero(at < len(live))
+    found = found[live[at[found]] == serials[found]]
+    return found, at[found]
+
+
+def encoded(manifest: dict) -> bytes:
+    """The manifest as it stands in its file, its own SHA-256 included: equal bytes or it was altered."""
+    digest = hashlib.sha256(json.dumps(manifest).encode()).hexdigest()
+    return json.dumps(manifest | {"sha256": digest}, indent=1).encode() + b"\n"
+
+
+def load_manifest(path: Path, name: str, version: int) -> dict:
+    """The manifest of format `name` at `path`, without its own SHA-256.
+
+    Raises MissingState, CorruptState, ForeignState for another format, or NewerState for one later than `version`.
+    """
+    try:
+        raw = path.read_bytes()
+    except OSError as error:
+        raise MissingState(path, f"cannot be opened ({error.strerror}).") from error
+    try:
+        manifest = json.loads(raw)
+    except (ValueError, RecursionError) as error:
+        raise CorruptState(path, f"not readable as JSON ({error}).") from error
+    if not isinstance(manifest, dict) or manifest.get("format") != name:
+        raise ForeignState(path, f"not a manifest of format {name!r}.")
+    found = manifest.get("version")
+    if isinstance(found, int) and found > version:
+        raise NewerState(path, f"version {found} is newer than {version}, the latest known here.")
+    if manifest.pop("sha256", None) is None or encoded(manifest) != raw:
+        raise CorruptState(path, "its contents do not match its own SHA-256.")
+    return manifest

@@ -1,0 +1,120 @@
+"""Checks of the parquet files: schema, question ids, agent names, prompt template."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from omegaconf import DictConfig
+
+from recipe.exgrpo.checks.findings import Finding, PreflightError, error, warning
+from recipe.exgrpo.checks.schema import missing_values, schema_problems
+from verl_ext.dataset import index_questions
+
+SPLITS = {"train_files": "TRAIN", "val_files": "VAL"}  # and the launcher's switch for each
+RULES = "pkg://verl_ext.rewards"
+SINGLE_TURN_AGENTS = ("single_turn_agent", "exgrpo_seeded_single_turn")
+
+
+def paths_of(config: DictConfig, split: str) -> list[str]:
+    """Parquet files of `data.train_files` or `data.val_files`; raises PreflightError if there is none."""
+    files = config.data[split]
+    if not files:
+        raise PreflightError(f"data.{split} is not set; name at least one parquet file.")
+    return [files] if isinstance(files, str) else list(files)
+
+
+def data_findings(config: DictConfig) -> Iterator[Finding]:
+    """Everything wrong with the files of both splits; ids are checked when the training files can be read."""
+    readable = True
+    for split in SPLITS:
+        try:
+            paths = paths_of(config, split)
+        except PreflightError as problem:
+            readable = False
+            yield error(str(problem))
+            continue
+        for path in paths:
+            found = list(_file_findings(config, split, path))
+            yield from found
+            readable = readable and (split == "val_files" or not found)
+    if readable:
+        yield from _question_findings(config)
+
+
+def manifest_of(path: str) -> dict | None:
+    """The manifest that data/prepare_*.py writes beside a parquet file; None if there is none that can be read."""
+    try:
+        found = json.loads(Path(path).with_suffix(".manifest.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return found if isinstance(found, dict) else None
+
+
+def column(path: str, name: str) -> Iterator:
+    """Values of one column, read in batches."""
+    for batch in pq.ParquetFile(path).iter_batches(columns=[name]):
+        yield from batch.column(0).to_pylist()
+
+
+def _file_findings(config: DictConfig, split: str, path: str) -> Iterator[Finding]:
+    key = f"data.{split}"
+    if not Path(path).is_file():
+        yield error(f"{key}: there is no file {path}; set {SPLITS[split]} or {key} to one{_how_to_make(config)}.")
+        return
+    try:
+        schema = pq.read_schema(path)
+    except (OSError, pa.ArrowInvalid) as problem:
+        yield error(f"{key}: {path} cannot be read as parquet: {problem}")
+        return
+    media = [config.data.get(name) for name in ("image_key", "video_key", "audio_key")]
+    problems = list(schema_problems(schema, filter(None, media)))
+    if not problems:
+        rules = config.reward.custom_reward_function.path == RULES
+        problems = list(missing_values(path, graded=rules))
+    yield from (error(f"{key}: {path}: {text}") for text in problems)
+    if "agent_name" in schema.names:
+        yield from _agent_findings(key, path)
+    yield from _template_findings(config, key, path)
+
+
+def _how_to_make(config: DictConfig) -> str:
+    template = config.get("preset", {}).get("template")
+    return f", or make it (docs/reproduce.md has the command, template {template})" if template else ""
+
+
+def _agent_findings(key: str, path: str) -> Iterator[Finding]:
+    """verl lets a row choose its agent loop; one with tools or several turns cannot be replayed."""
+    for row, name in enumerate(column(path, "agent_name")):
+        if name is not None and name not in SINGLE_TURN_AGENTS:
+            yield error(
+                f"{key}: {path}: row {row} has agent_name {name!r}; ExGRPO replays single-turn text only, drop the column "
+                f"or write {SINGLE_TURN_AGENTS[0]!r}."
+            )
+            return
+
+
+def _template_findings(config: DictConfig, key: str, path: str) -> Iterator[Finding]:
+    wanted, made = config.get("preset", {}).get("template"), (manifest_of(path) or {}).get("template")
+    if wanted and made and wanted != made:
+        yield error(
+            f"{key}: {path} was made with template {made!r}, this run wants {wanted!r} (preset.template); make it again with "
+            f"--template {wanted}, or set preset.template={made} if you mean it."
+        )
+
+
+def _question_findings(config: DictConfig) -> Iterator[Finding]:
+    infos = (info for path in paths_of(config, "train_files") for info in column(path, "extra_info"))
+    try:
+        questions = len(index_questions(infos))
+    except ValueError as problem:
+        yield error(str(problem))
+        return
+    limit = config.data.get("train_max_samples", -1)
+    questions = min(questions, limit) if limit and limit > 0 else questions
+    if questions < config.data.train_batch_size:
+        yield warning(
+            f"data.train_batch_size is {config.data.train_batch_size} but data.train_files have {questions} questions; "
+            "a question takes part once a step, so that steps will be smaller."
+        )

@@ -1,0 +1,1 @@
+"""The console script `exgrpo` and its sub-commands."""

@@ -1,0 +1,176 @@
+"""`exgrpo inspect PATH`: look into saved experience, with no GPU, no Ray and no model.
+
+PATH is `global_step_N`, its `experience` folder, or a run's folder of checkpoints (then the newest is taken). `--json`
+prints one JSON object instead of tables. The exit code is 1 when the state is missing or damaged.
+"""
+
+import argparse
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import track
+
+from recipe.exgrpo.checkpoint.checkpointer import (
+    ExperienceStateError,
+    MissingState,
+    open_checkpoint,
+    step_dirs,
+    verify_checkpoint,
+)
+from recipe.exgrpo.checkpoint.format import folder_of, step_number
+from recipe.exgrpo.cli import inspect_output as output
+from recipe.exgrpo.core.buffer import inspection
+from recipe.exgrpo.core.buffer.experience import ExperienceBuffer
+
+PASSED = 0.5  # a stored reward above it was a success
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("path", type=Path, nargs="?", help="global_step_N, its experience folder, or a checkpoint root")
+    parser.add_argument("--question", metavar="ID", help="show this question's trajectories")
+    parser.add_argument("--verify", action="store_true", help="compare every checksum and relation")
+    parser.add_argument("--diff", nargs=2, type=Path, metavar=("A", "B"), help="what changed from A to B")
+    parser.add_argument("--regrade", action="store_true", help="grade again with today's reward; needs --data")
+    parser.add_argument("--export", choices=("parquet", "jsonl"), help="write all trajectories (or --question's)")
+    parser.add_argument("--plot", action="store_true", help="write histograms of buckets, ages and entropies as PNG")
+    parser.add_argument("--data", type=Path, nargs="+", help="parquet files of the questions, for --regrade")
+    parser.add_argument(
+        "--tokenizer", help="folder of the tokenizer (default: actor/huggingface beside the experience)"
+    )
+    parser.add_argument("--output", type=Path, default=Path(), help="folder for --export and --plot (default: here)")
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Carry out one `inspect`; returns the exit code."""
+    console = Console(stderr=args.json)
+    try:
+        report, show, code = _report(args, console)
+    except (ExperienceStateError, ValueError, OSError) as error:
+        Console(stderr=True).print(f"[red]exgrpo inspect:[/] {escape(str(error))}", soft_wrap=True)
+        return 1
+    if args.json:
+        sys.stdout.write(json.dumps(report) + "\n")
+    else:
+        show(console, report)
+    return code
+
+
+def _report(args: argparse.Namespace, console: Console) -> tuple[dict, Callable, int]:
+    """JSON-able answer, the function that shows it as tables, and the exit code."""
+    if args.diff:
+        a, b = (open_checkpoint(_resolve(path))[0] for path in args.diff)
+        return inspection.difference(a, b), output.show_difference, 0
+    if args.path is None:
+        raise ValueError("PATH is missing: give a checkpoint folder, or --diff A B.")
+    path = _resolve(args.path)
+    if args.verify:
+        problems = [{"file": str(p.file), "reason": p.reason} for p in verify_checkpoint(path)]
+        return {"path": str(path), "intact": not problems, "problems": problems}, output.show_problems, bool(problems)
+    buffer, manifest = open_checkpoint(path)
+    if args.question is not None and args.question not in set(buffer.questions()):
+        raise ValueError(f"question {args.question!r} is not in {path}.")
+    if args.regrade:
+        return _regrade(args, path, buffer, console), output.show_regraded, 0
+    if args.export or args.plot:
+        return {"written": [str(file) for file in _write(args, path, buffer)]}, output.show_written, 0
+    if args.question is not None:
+        return _question(args, path, buffer), output.show_question, 0
+    about = {"path": str(path), "fingerprint": manifest["fingerprint"], "checkpoint": _on_disk(manifest)}
+    return about | inspection.summary(buffer, _step_of(path, buffer)), output.show_summary, 0
+
+
+def _resolve(path: Path) -> Path:
+    """The experience folder meant by `path`."""
+    found = folder_of(path) or next(filter(None, map(folder_of, step_dirs(path))), None)
+    if found is None:
+        raise MissingState(path, "there is no experience state here, nor in a global_step_N below.")
+    return found
+
+
+def _step_of(folder: Path, buffer: ExperienceBuffer) -> int:
+    try:
+        return step_number(folder.resolve().parent)
+    except ValueError:
+        return inspection.newest_step(buffer)
+
+
+def _on_disk(manifest: dict) -> dict:
+    files = manifest["files"]
+    return {
+        "version": manifest["version"],
+        "files": len(files),
+        "bytes": sum(entry["bytes"] for entry in files.values()),
+        "dead_trajectories": manifest["counts"]["dead_trajectories"],
+    }
+
+
+def _decoder(args: argparse.Namespace, folder: Path) -> Callable[[list[int]], str] | None:
+    """Text of token ids as the reward saw it (special tokens left out); None when no tokenizer is beside or named."""
+    path = Path(args.tokenizer) if args.tokenizer else folder.resolve().parent / "actor" / "huggingface"
+    if not path.is_dir():
+        if args.tokenizer:
+            raise ValueError(f"--tokenizer {path} is not a folder.")
+        return None
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(str(path), local_files_only=True, trust_remote_code=False)
+    return lambda ids: tokenizer.decode(ids, skip_special_tokens=True)
+
+
+def _question(args: argparse.Namespace, folder: Path, buffer: ExperienceBuffer) -> dict:
+    decode = _decoder(args, folder)
+    found = inspection.trajectories(buffer, [args.question])
+    return {
+        "question": args.question,
+        "latest_count": buffer.latest_count(args.question),
+        "retired": buffer.is_retired(args.question),
+        "decoded": decode is not None,
+        "trajectories": [inspection.record(buffer, trajectory, decode) for trajectory in found],
+    }
+
+
+def _regrade(args: argparse.Namespace, folder: Path, buffer: ExperienceBuffer, console: Console) -> dict:
+    """Grade again; lists what was stored as a success and is none today."""
+    decode = _decoder(args, folder)
+    if not args.data or decode is None:
+        needed = (
+            "--data, the parquet files of the questions" if decode else "--tokenizer: none is beside the experience"
+        )
+        raise ValueError(f"--regrade needs {needed}.")
+    from verl_ext.rewards import compute_score
+
+    found = list(inspection.trajectories(buffer, None if args.question is None else [args.question]))
+    graded = inspection.regrade(found, output.read_dataset(args.data), decode, compute_score)
+    results = list(track(graded, "grading", total=len(found), console=console, transient=True))
+    known = [result for result in results if result is not None]
+    failing = [vars(r) for r in known if r.trouble is None and r.stored > PASSED >= r.now]
+    return {
+        "graded": len(known),
+        "not_in_data": len(results) - len(known),
+        "timeout_or_error": sum(r.trouble is not None for r in known),
+        "no_longer_pass": failing,
+    }
+
+
+def _write(args: argparse.Namespace, folder: Path, buffer: ExperienceBuffer) -> list[Path]:
+    args.output.mkdir(parents=True, exist_ok=True)
+    step = _step_of(folder, buffer)
+    written = []
+    if args.export:
+        decode = _decoder(args, folder)
+        found = inspection.trajectories(buffer, None if args.question is None else [args.question])
+        records = (inspection.record(buffer, trajectory, decode) for trajectory in found)
+        written.append(args.output / f"experience_step_{step}.{args.export}")
+        if args.export == "parquet":
+            output.write_parquet(written[-1], records, decoded=decode is not None)
+        else:
+            output.write_jsonl(written[-1], records)
+    if args.plot:
+        written.append(args.output / f"experience_step_{step}.png")
+        output.plot(written[-1], inspection.summary(buffer, step), inspection.columns(buffer, step))
+    return written

@@ -1,0 +1,168 @@
+"""How `exgrpo inspect` shows and writes things: rich tables, parquet, JSON lines, histograms."""
+
+import json
+import math
+from collections.abc import Iterable, Iterator
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from verl_ext.text import printable, replacing
+
+BATCH = 1000  # trajectories in a row group
+BARS = 40  # of a histogram
+SHOWN = 20  # entries of a list in a table; --json has all
+MEASURES = {"age_steps": "age, steps", "use_count": "replays", "entropy": "entropy, nats", "length": "length, tokens"}
+
+
+def show_summary(console: Console, report: dict) -> None:
+    """Tables of occupancy, buckets and distributions."""
+    facts = Table("experience", "", title=printable(report["path"]))
+    for key in ("step", "group_size", "questions", "eligible", "cooling", "retired", "trajectories", "tokens"):
+        facts.add_row(key.replace("_", " "), f"{report[key]:,}")
+    facts.add_row("bytes in memory", f"{report['bytes']:,}")
+    facts.add_row("bytes on disk", f"{report['checkpoint']['bytes']:,} in {report['checkpoint']['files']} files")
+    facts.add_row("dead trajectories on disk", f"{report['checkpoint']['dead_trajectories']:,}")
+    facts.add_row("evicted so far", ", ".join(f"{reason} {n:,}" for reason, n in report["evicted"].items()))
+    for key in ("model", "tokenizer"):
+        facts.add_row(key, Text(printable(str(report["fingerprint"].get(key)))))
+    console.print(facts)
+    buckets = Table("successes of K", "eligible questions", "")
+    most = max(report["buckets"].values(), default=0) or 1
+    for k, n in report["buckets"].items():
+        buckets.add_row(f"{k}/{report['group_size']}", f"{n:,}", "█" * round(40 * n / most))
+    console.print(buckets)
+    measures = Table("per trajectory", *(columns := ("n", "mean", "min", "p10", "p50", "p90", "max")))
+    for key, label in MEASURES.items():
+        measures.add_row(label, *(_number(report[key].get(column)) for column in columns))
+    console.print(measures)
+
+
+def show_question(console: Console, report: dict) -> None:
+    """A question's state and its trajectories, decoded where a tokenizer was found."""
+    state = "retired" if report["retired"] else f"latest success count {report['latest_count']}"
+    console.print(
+        Text(f"question {printable(report['question'])}: {state}, {len(report['trajectories'])} trajectories")
+    )
+    for t in report["trajectories"]:
+        entropy = "not scored" if t["entropy"] is None else f"entropy {t['entropy']:.3f}"
+        console.rule(
+            f"trajectory {t['row']}: {t['length']} tokens, reward {t['reward']:g}, born at step {t['birth_step']}, "
+            f"replayed {t['use_count']} times, {entropy}"
+        )
+        console.print(Text(printable(t["text"]) if report["decoded"] else f"token ids {t['token_ids']}"))
+    if not report["decoded"]:
+        console.print("No tokenizer is beside this experience; name one with --tokenizer to see text.")
+
+
+def show_problems(console: Console, report: dict) -> None:
+    """The verdict of --verify."""
+    if report["intact"]:
+        console.print(Text(f"{printable(report['path'])}: intact, every checksum and relation holds"))
+    for problem in report["problems"]:
+        console.print(
+            Text(f"{printable(problem['file'])}: {printable(problem['reason'])}", style="red"), soft_wrap=True
+        )
+
+
+def show_difference(console: Console, report: dict) -> None:
+    """What changed from A to B."""
+    table = Table("from A to B", "")
+    for key, value in report["trajectories"].items():
+        table.add_row(f"trajectories in {key}" if key in "ab" else f"trajectories {key}", f"{value:,}")
+    for key in ("questions_added", "questions_removed", "retired", "unretired", "moved"):
+        table.add_row(key.replace("_", " "), f"{len(report[key]):,}")
+    console.print(table)
+    moves = Table("question", "count in A", "count in B", title=f"moved (first {SHOWN})")
+    for move in report["moved"][:SHOWN]:
+        moves.add_row(Text(printable(move["question"])), _number(move["from"]), _number(move["to"]))
+    if report["moved"]:
+        console.print(moves)
+
+
+def show_regraded(console: Console, report: dict) -> None:
+    """What --regrade found."""
+    failing = report["no_longer_pass"]
+    console.print(
+        f"{report['graded']:,} graded, {len(failing):,} no longer pass, {report['timeout_or_error']:,} not finished by "
+        f"the grader, {report['not_in_data']:,} of questions that are not in the data"
+    )
+    table = Table(
+        "question", "trajectory", "stored", "now", "extracted answer", title=f"no longer pass (first {SHOWN})"
+    )
+    for r in failing[:SHOWN]:
+        values = (printable(r["question"]), str(r["row"]), _number(r["stored"]), _number(r["now"]))
+        table.add_row(*map(Text, values), Text(printable(r["extracted"])))
+    if failing:
+        console.print(table)
+
+
+def show_written(console: Console, report: dict) -> None:
+    """The files of --export and --plot."""
+    for file in report["written"]:
+        console.print(Text(f"wrote {printable(file)}"))
+
+
+def read_dataset(files: Iterable[Path]) -> dict[str, dict]:
+    """Question id -> row of parquet files in verl's schema; ValueError for one without `extra_info.question_id`."""
+    import pyarrow.parquet as pq
+
+    rows = {}
+    for file in files:
+        for row in pq.read_table(file).to_pylist():
+            question = (row.get("extra_info") or {}).get("question_id")
+            if question is None:
+                raise ValueError(f"{file}: a row has no extra_info.question_id.")
+            rows[question] = row
+    return rows
+
+
+def write_parquet(path: Path, records: Iterator[dict], decoded: bool) -> None:
+    """Trajectories as a parquet file with list columns, a thousand at a time."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    schema = pa.schema(
+        {
+            "question": pa.string(), "latest_count": pa.int16(), "row": pa.int64(), "reward": pa.float64(),
+            "birth_step": pa.int32(), "use_count": pa.int32(), "entropy": pa.float32(), "length": pa.int32(),
+            "token_ids": pa.list_(pa.int32()), "log_probs": pa.list_(pa.float32()),
+        } | ({"text": pa.string()} if decoded else {})
+    )  # fmt: skip
+    with replacing(path) as new, pq.ParquetWriter(new, schema) as writer:
+        while batch := list(islice(records, BATCH)):
+            writer.write_table(pa.Table.from_pylist(batch, schema))
+
+
+def write_jsonl(path: Path, records: Iterator[dict]) -> None:
+    """Trajectories as JSON objects, one a line."""
+    with replacing(path) as new, open(new, "w", encoding="utf-8") as file:
+        for found in records:
+            file.write(json.dumps(found) + "\n")
+
+
+def plot(path: Path, report: dict, columns: dict) -> None:
+    """Histograms of buckets, ages and entropies as one PNG."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(12, 3.4), layout="constrained")
+    buckets, ages, entropies = figure.subplots(1, 3)
+    buckets.bar(list(report["buckets"]), list(report["buckets"].values()))
+    buckets.set(title="Eligible questions", xlabel=f"latest successes of {report['group_size']}", ylabel="questions")
+    width = max(1, math.ceil(np.ptp(columns["age_steps"]) / BARS)) if len(columns["age_steps"]) else 1
+    ages.hist(columns["age_steps"], bins=np.arange(0, columns["age_steps"].max(initial=0) + width + 1, width))
+    ages.set(title="Age", xlabel=f"steps before step {report['step']}", ylabel="trajectories")
+    scored = columns["entropy"][np.isfinite(columns["entropy"])]
+    entropies.hist(scored, bins=BARS)
+    entropies.set(title=f"Entropy when last scored ({len(scored):,} scored)", xlabel="nats a token")
+    with replacing(path) as new:
+        FigureCanvasAgg(figure).print_png(str(new))
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:,}" if isinstance(value, int) else f"{value:,.3f}"

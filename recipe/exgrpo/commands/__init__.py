@@ -1,1 +1,0 @@
-"""Sub-commands of the console script `exgrpo`, one module each."""

@@ -1,0 +1,149 @@
+"""What is in an experience buffer, as plain data: summaries, comparisons, records for export, and grading again.
+
+Works on a buffer alone: no GPU, no Ray, no model. Nothing here prints.
+"""
+
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass
+
+import numpy as np
+
+from recipe.exgrpo.core.buffer.experience import ExperienceBuffer, Trajectory
+
+QUANTILES = {"p10": 0.1, "p50": 0.5, "p90": 0.9}
+
+
+def distribution(values: np.ndarray) -> dict[str, float]:
+    """Count, mean, extremes and quantiles of the finite values; only the count when there are none."""
+    finite = values[np.isfinite(values)].astype(np.float64)
+    if not len(finite):
+        return {"n": 0}
+    quantiles = dict(zip(QUANTILES, np.quantile(finite, list(QUANTILES.values())).tolist(), strict=True))
+    return {"n": len(finite), "mean": finite.mean().item(), "min": finite.min().item()} | quantiles | {
+        "max": finite.max().item()
+    }  # fmt: skip
+
+
+def columns(buffer: ExperienceBuffer, step: int) -> dict[str, np.ndarray]:
+    """Ages (steps before `step`), uses, mean token entropies (nats, nan if never scored) and lengths, each [trajectories]."""
+    rows = buffer.snapshot().rows
+    return {
+        "age_steps": step - rows["row_birth_step"],
+        "use_count": rows["row_use_count"],
+        "entropy": rows["row_entropy"],
+        "length": rows["row_length"],
+    }
+
+
+def summary(buffer: ExperienceBuffer, step: int) -> dict:
+    """Occupancy, buckets, ages, reuse, entropies, lengths, bytes and retired questions."""
+    stats = buffer.stats(step)
+    found = columns(buffer, step)
+    return {
+        "step": step,
+        "group_size": buffer.group_size,
+        "questions": int(stats["questions"]),
+        "eligible": int(buffer.bucket_sizes().sum()),
+        "cooling": int(stats["cooling"]),
+        "retired": int(stats["retired"]),
+        "trajectories": int(stats["trajectories"]),
+        "tokens": int(found["length"].sum()),
+        "bytes": int(stats["bytes"]),
+        "evicted": dict(buffer.evicted),
+        "buckets": {str(k): int(stats[f"bucket/{k}"]) for k in range(1, buffer.group_size)},
+    } | {name: distribution(values) for name, values in found.items()}
+
+
+def newest_step(buffer: ExperienceBuffer) -> int:
+    """The latest birth step stored; 0 for an empty buffer."""
+    return int(buffer.snapshot().rows["row_birth_step"].max(initial=0))
+
+
+def trajectories(buffer: ExperienceBuffer, questions: Iterable[str] | None = None) -> Iterator[Trajectory]:
+    """The stored trajectories of `questions`, or of all, question by question."""
+    for question in buffer.questions() if questions is None else questions:
+        for row in buffer.rows(question).tolist():
+            yield buffer.trajectory(row)
+
+
+def record(buffer: ExperienceBuffer, trajectory: Trajectory, decode: Callable[[list[int]], str] | None = None) -> dict:
+    """A trajectory as JSON-able values, with its question's latest count, and its text where `decode` is given."""
+    ids = trajectory.token_ids.tolist()
+    found = asdict(trajectory) | {
+        "latest_count": buffer.latest_count(trajectory.question),
+        "length": len(ids),
+        "entropy": None if math.isnan(trajectory.entropy) else trajectory.entropy,
+        "token_ids": ids,
+        "log_probs": trajectory.log_probs.tolist(),
+    }
+    return found if decode is None else found | {"text": decode(ids)}
+
+
+def difference(a: ExperienceBuffer, b: ExperienceBuffer) -> dict:
+    """What happened between `a` and `b`: trajectories by contents, questions that came, went, moved bucket, or retired."""
+    stored_a, stored_b = _contents(a), _contents(b)
+    known_a, known_b = set(a.questions()), set(b.questions())
+    retired_a, retired_b = set(a.retired), set(b.retired)
+    moved = [
+        {"question": q, "from": a.latest_count(q), "to": b.latest_count(q)}
+        for q in sorted(known_a & known_b)
+        if a.latest_count(q) != b.latest_count(q)
+    ]
+    return {
+        "trajectories": {
+            "a": len(stored_a),
+            "b": len(stored_b),
+            "added": len(stored_b - stored_a),
+            "removed": len(stored_a - stored_b),
+        },
+        "questions_added": sorted(known_b - known_a),
+        "questions_removed": sorted(known_a - known_b),
+        "retired": sorted(retired_b - retired_a),
+        "unretired": sorted(retired_a - retired_b),
+        "moved": moved,
+    }
+
+
+@dataclass(frozen=True)
+class Regraded:
+    """A stored trajectory under today's reward. `trouble` is "timeout" or "error" when the grader did not finish."""
+
+    question: str
+    row: int
+    stored: float
+    now: float
+    extracted: str
+    trouble: str | None
+
+
+def regrade(
+    found: Iterable[Trajectory],
+    dataset: Mapping[str, dict],
+    decode: Callable[[list[int]], str],
+    grade: Callable[..., dict],
+) -> Iterator[Regraded | None]:
+    """Grade trajectories again; None for one whose question is not in `dataset` (question id -> row in verl's schema).
+
+    `decode` turns ids into text and `grade` is a reward function in verl's signature, such as `compute_score`.
+    """
+    for trajectory in found:
+        row = dataset.get(trajectory.question)
+        if row is None:
+            yield None
+            continue
+        result = grade(
+            row["data_source"],
+            decode(trajectory.token_ids.tolist()),
+            row["reward_model"]["ground_truth"],
+            extra_info=row.get("extra_info"),
+        )
+        trouble = next((name for name in ("timeout", "error") if result.get(name)), None)
+        now, extracted = float(result["score"]), str(result.get("extracted", ""))
+        yield Regraded(trajectory.question, trajectory.row, trajectory.reward, now, extracted, trouble)
+
+
+def _contents(buffer: ExperienceBuffer) -> set[tuple[str, int]]:
+    frozen = buffer.snapshot()
+    questions, digests = frozen.rows["row_question"].tolist(), frozen.rows["row_digest"].tolist()
+    return {(frozen.names[q], digest) for q, digest in zip(questions, digests, strict=True)}

@@ -1,0 +1,1 @@
+"""Run configurations composed without a run, and the paper's settings and results."""

@@ -1,0 +1,1 @@
+"""Runs and variants compared: tables, remarks and curves."""

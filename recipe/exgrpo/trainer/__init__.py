@@ -1,0 +1,1 @@
+"""ExGRPO on the hooks of verl's synchronous V1 trainer."""

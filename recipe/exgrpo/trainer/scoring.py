@@ -1,0 +1,107 @@
+"""Scoring candidate trajectories under the current policy: one call a step to the training engine (section 4.1).
+
+The driver lays the candidates out so that little is wasted (sorted by length, spread over data-parallel ranks, padded to a
+multiple of them); the worker side (`recipe.exgrpo.trainer.worker`) runs the forward pass and returns one mean a trajectory.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from tensordict import TensorDict
+from torch.nn.utils.rnn import pad_sequence
+from verl.utils import tensordict_utils as tu
+from verl.workers.utils.padding import response_from_nested
+
+from recipe.exgrpo.core.buffer.experience import Trajectory
+from recipe.exgrpo.core.selection import Scores, masked_mean
+from recipe.exgrpo.trainer.injection import nested
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A stored trajectory and the prompt it answers (token ids, int64 [P])."""
+
+    prompt: torch.Tensor
+    trajectory: Trajectory
+
+    @property
+    def length(self) -> int:
+        return len(self.prompt) + len(self.trajectory.token_ids)
+
+
+@dataclass(frozen=True)
+class ForwardBudget:
+    """How the engine is to be run: rollout temperature, tokens per device and pass, and whether it packs sequences."""
+
+    temperature: float
+    max_tokens: int
+    packed: bool
+
+
+def layout(lengths: np.ndarray, ranks: int, rows_per_pass: int = 1) -> np.ndarray:
+    """Order in which to send rows: int64 [m], m >= n a multiple of ranks * rows_per_pass.
+
+    Rows are sorted by length, longest first, and dealt out over the ranks' consecutive blocks, so that ranks carry equal
+    work and rows of one pass are alike in length. Missing rows repeat the shortest.
+    """
+    order = np.argsort(-np.asarray(lengths), kind="stable")
+    missing = -len(order) % (ranks * rows_per_pass)
+    order = np.concatenate([order, np.repeat(order[-1:], missing)])
+    return order.reshape(-1, ranks).T.reshape(-1)
+
+
+def candidate_batch(candidates: list[Candidate]) -> TensorDict:
+    """Unpadded rows `input_ids, position_ids, loss_mask, prompts, responses, response_mask` for the engine."""
+    responses = [torch.as_tensor(c.trajectory.token_ids, dtype=torch.int64) for c in candidates]
+    ids = [torch.cat([c.prompt, response]) for c, response in zip(candidates, responses, strict=True)]
+    masks = [torch.ones_like(response) for response in responses]
+    columns = {
+        "input_ids": ids,
+        "position_ids": [torch.arange(len(row)) for row in ids],
+        "loss_mask": masks,
+        "prompts": [c.prompt for c in candidates],
+        "responses": responses,
+        "response_mask": masks,
+    }
+    return TensorDict({name: nested(rows) for name, rows in columns.items()}, batch_size=len(candidates))
+
+
+def trajectory_means(output: TensorDict, batch: TensorDict) -> TensorDict:
+    """Worker side: per-row `entropy` and `nll` (float64 [n]) from the engine's per-token output."""
+    means = {}
+    for name, column, sign in (("entropy", "entropy", 1.0), ("nll", "log_probs", -1.0)):
+        rows = response_from_nested(output[column], batch["response_mask"]).unbind()
+        # Padded here and not by `to_padded_tensor`: a jagged tensor that came through Ray may pad to a stale width.
+        tokens, mask = (pad_sequence(part, batch_first=True) for part in (rows, [torch.ones_like(r) for r in rows]))
+        means[name] = sign * masked_mean(tokens, mask)
+    return TensorDict(means, batch_size=len(batch))
+
+
+def score_candidates(
+    worker_group, candidates: list[Candidate], ranks: int, budget: ForwardBudget
+) -> tuple[Scores, float]:
+    """Scores of `candidates`, in their order, and the waste: tokens forwarded (padding included) over real tokens.
+
+    One RPC. A packed engine fills passes up to the token budget itself; a padding engine gets passes of equal row count.
+    """
+    lengths = np.array([candidate.length for candidate in candidates])
+    max_tokens = max(budget.max_tokens, int(lengths.max()))
+    share = -(-len(candidates) // ranks)
+    rows_per_pass = 1 if budget.packed else min(share, max(1, max_tokens // int(lengths.max())))
+    order = layout(lengths, ranks, rows_per_pass)
+    batch = candidate_batch([candidates[i] for i in order])
+    tu.assign_non_tensor(
+        batch,
+        temperature=budget.temperature,
+        calculate_entropy=True,
+        compute_loss=False,
+        use_dynamic_bsz=budget.packed,
+        max_token_len_per_gpu=max_tokens,
+        micro_batch_size_per_gpu=rows_per_pass,
+    )
+    output = worker_group.score_candidates(batch)
+    first = np.full(len(candidates), -1)
+    first[order[::-1]] = np.arange(len(order))[::-1]
+    scores = Scores(entropy=output["entropy"].numpy()[first], nll=output["nll"].numpy()[first])
+    return scores, float(output["tokens_forwarded"].sum()) / float(lengths.sum())

@@ -1,0 +1,224 @@
+"""Packaging: the lock, the GPU requirements and the installed package agree, and `make setup` does what it says."""
+
+import importlib.metadata
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from packaging.requirements import Requirement
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture(scope="module")
+def make_lock():
+    import importlib.util
+
+    spec = importlib.util.spec_from_file_location("make_lock", ROOT / "scripts" / "make_lock.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def lines(name: str) -> list[str]:
+    return [line for line in (ROOT / name).read_text().splitlines() if line and not line.startswith("#")]
+
+
+def normal(name: str) -> str:
+    return re.sub(r"[-_.]+", "-", name).lower()
+
+
+def lock() -> dict[str, str]:
+    return dict(line.split("==") for line in lines("requirements-cpu.lock"))
+
+
+# The lock.
+
+
+def test_the_lock_pins_names_and_versions_only():
+    assert all(re.fullmatch(r"[a-z0-9-]+==[0-9a-z.]+", line) for line in lines("requirements-cpu.lock"))
+
+
+def test_the_lock_meets_every_direct_requirement():
+    for line in lines("requirements-cpu.in"):
+        requirement = Requirement(line)
+        assert requirement.specifier.contains(lock()[normal(requirement.name)], prereleases=True), line
+
+
+def test_the_lock_leaves_out_what_does_not_work_without_a_gpu(make_lock):
+    assert not make_lock.DROPPED.keys() & lock().keys()
+
+
+def test_the_lock_is_what_is_installed():
+    skip = {"torch"}  # installed with a local version
+    wrong = {name: v for name, v in lock().items() if name not in skip and importlib.metadata.version(name) != v}
+    assert not wrong
+    assert importlib.metadata.version("torch").partition("+")[0] == lock()["torch"]
+
+
+def test_a_report_becomes_sorted_pins_without_local_versions(make_lock, tmp_path):
+    found = [("zipp", "4.1"), ("Torch", "2.13.0+cpu"), ("Outlines_Core", "0.2"), ("triton", "3.9")]
+    report = {"install": [{"metadata": {"name": name, "version": version}} for name, version in found]}
+    pins = make_lock.pins(report)
+    assert pins == ["outlines-core==0.2", "torch==2.13.0", "zipp==4.1"]
+    make_lock.write(tmp_path / "lock", make_lock.render(pins))
+    text = (tmp_path / "lock").read_text()
+    assert text.endswith("torch==2.13.0\nzipp==4.1\n")
+    assert "#   triton: " in text
+    assert os.listdir(tmp_path) == ["lock"]
+
+
+# verl's version, everywhere.
+
+
+def test_every_file_names_one_verl():
+    required = dict(line.split("=", 1) for line in lines("recipe/exgrpo/REQUIRED_VERL.txt"))
+    assert required["VERSION"] == lock()["verl"] == importlib.metadata.version("verl")
+    assert f"verl=={required['VERSION']}" in lines("requirements-gpu.txt")
+    assert required["PIP_INSTALL"] == f"pip install verl=={required['VERSION']}"
+
+
+def test_the_gpu_versions_are_the_ones_verl_pins():
+    ours = {normal(r.name): r for r in map(Requirement, lines("requirements-gpu.txt"))}
+    pinned = {"torch", "torchvision", "torchaudio", "vllm", "transformers", "flash-attn"}
+    seen = set()
+    for line in importlib.metadata.requires("verl"):
+        verls = Requirement(line)
+        extras = [
+            e for e in ("vllm", "fsdp", "flash-attn-cu130torch211") if verls.marker and f'"{e}"' in str(verls.marker)
+        ]
+        if extras and normal(verls.name) in pinned and str(verls.specifier):
+            assert ours[normal(verls.name)].specifier == verls.specifier, line
+            seen.add(normal(verls.name))
+    assert seen == pinned
+
+
+# The installed package.
+
+
+def test_the_package_is_this_tree_from_any_folder():
+    code = "import recipe.exgrpo, verl_ext; print(recipe.__file__, verl_ext.__file__)"
+    done = subprocess.run([sys.executable, "-c", code], cwd="/", capture_output=True, text=True, check=True)
+    assert done.stdout.split() == [str(ROOT / "recipe/__init__.py"), str(ROOT / "verl_ext/__init__.py")]
+
+
+def test_the_distribution_has_its_extras_and_its_command():
+    distribution = importlib.metadata.distribution("exgrpo")
+    assert distribution.version == "0.1.0"
+    assert {"gpu", "dev"} <= set(distribution.metadata.get_all("Provides-Extra"))
+    assert {e.name: e.value for e in distribution.entry_points} == {"exgrpo": "recipe.exgrpo.cli.main:main"}
+
+
+def test_yaml_and_text_files_are_package_data(tmp_path):
+    """A wheel holds every data file of the packages, and none of the other folders."""
+    command = [
+        sys.executable,
+        "-m",
+        "pip",
+        "wheel",
+        "-q",
+        "--no-deps",
+        "--no-build-isolation",
+        "-w",
+        tmp_path,
+        tmp_path / "t",
+    ]
+    shutil.copytree(ROOT, tmp_path / "t", ignore=shutil.ignore_patterns(".*", "outputs", "build", "*.egg-info", "docs"))
+    subprocess.run(command, check=True, capture_output=True)
+    import zipfile
+
+    names = set(zipfile.ZipFile(next(tmp_path.glob("exgrpo-*.whl"))).namelist())
+    data = [
+        p for top in ("recipe", "verl_ext") for p in (ROOT / top).rglob("*") if p.suffix in {".yaml", ".txt", ".py"}
+    ]
+    assert {str(path.relative_to(ROOT)) for path in data} <= names
+    assert {name.split("/")[0] for name in names} == {"recipe", "verl_ext", "exgrpo-0.1.0.dist-info"}
+
+
+# `make setup`, with a stub for the environment's Python that writes down its calls.
+
+STUB = """#!/bin/sh
+echo "$@" >>"{calls}"
+case "$*" in *torch.version.cuda*) exit {cuda} ;; esac
+"""
+
+
+@pytest.fixture
+def tree(tmp_path):
+    """A copy of what `make setup` reads, with an environment that is a stub."""
+    for name in ("requirements-cpu.lock", "setup.py", "scripts/setup_cpu.sh"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        shutil.copy(ROOT / name, tmp_path / name)
+    stub(tmp_path)
+    return tmp_path
+
+
+def stub(tree: Path, cuda: int = 0) -> None:
+    python = tree / ".venv" / "bin" / "python"
+    python.parent.mkdir(parents=True, exist_ok=True)
+    python.write_text(STUB.format(calls=tree / "calls", cuda=cuda))
+    python.chmod(0o755)
+
+
+def setup(tree: Path, **env: str) -> subprocess.CompletedProcess:
+    environment = {key: value for key, value in os.environ.items() if key not in {"VENV", "PYTHON"}} | env
+    command = ["bash", tree / "scripts" / "setup_cpu.sh"]
+    return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+
+
+def calls(tree: Path) -> list[str]:
+    path = tree / "calls"
+    found = path.read_text().splitlines() if path.exists() else []
+    path.unlink(missing_ok=True)
+    return found
+
+
+def test_setup_installs_the_lock_without_dependencies_then_this_tree(tree):
+    done = setup(tree)
+    assert done.returncode == 0, done.stderr
+    assert f"installing {len(lock())} pinned packages" in done.stdout
+    install, _, editable, _ = calls(tree)
+    assert install.endswith("--no-deps -r requirements-cpu.lock")
+    assert "--no-deps --no-build-isolation --config-settings editable_mode=compat -e ." in editable
+
+
+def test_a_second_setup_does_nothing_until_the_lock_changes(tree):
+    setup(tree)
+    calls(tree)
+    again = setup(tree)
+    assert (again.returncode, again.stdout, calls(tree)) == (0, "setup: .venv is up to date\n", [])
+    with (tree / "requirements-cpu.lock").open("a") as file:
+        file.write("new==1.0\n")
+    setup(tree)
+    assert len(calls(tree)) == 4
+
+
+def test_a_failed_setup_is_not_taken_for_a_finished_one(tree):
+    stub(tree, cuda=1)
+    done = setup(tree)
+    assert done.returncode == 1
+    assert "PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu make setup" in done.stderr
+    assert any("uninstall" in call and call.endswith("torch") for call in calls(tree))
+    stub(tree)
+    assert setup(tree).returncode == 0
+    assert len(calls(tree)) == 4
+
+
+def test_another_python_is_refused_by_name(tree):
+    old = tree / "python3.9"
+    old.write_text('#!/bin/sh\n[ "$1" = --version ] && echo "Python 3.9.1"\nexit 1\n')
+    old.chmod(0o755)
+    done = setup(tree, PYTHON=str(old))
+    assert done.returncode == 1
+    assert "needs Python 3.11 (found: Python 3.9.1)" in done.stderr
+    assert calls(tree) == []
+
+
+def test_make_names_its_targets():
+    done = subprocess.run(["make", "-s"], cwd=ROOT, capture_output=True, text=True, check=True)
+    targets = {"help", "setup", "demo", "test", "test-fast", "test-scripts", "lint", "lock", "clean"}
+    assert {line.split()[1] for line in done.stdout.splitlines()} == targets
