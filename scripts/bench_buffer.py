@@ -33,7 +33,7 @@ from rich.table import Table
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from recipe.exgrpo.checkpoint.checkpointer import ExperienceCheckpointer
-from recipe.exgrpo.core.buffer.experience import ExperienceBuffer
+from recipe.exgrpo.core.buffer import ExperienceBuffer, Response
 from recipe.exgrpo.core.config import QuestionConfig
 from recipe.exgrpo.core.sampler import sample_questions
 
@@ -65,7 +65,10 @@ class Columnar:
         self.buffer = ExperienceBuffer(K)
         self.checkpointer = ExperienceCheckpointer(PRINT)
         self.config = QuestionConfig()
-        self.record, self.add = self.buffer.record, self.buffer.add
+        self.record = self.buffer.record
+
+    def add(self, question: str, ids: np.ndarray, log_probs: np.ndarray, reward: float, step: int) -> bool:
+        return self.buffer.add(question, Response(ids, log_probs), reward, step)
 
     def plan(self, n: int, rng: np.random.Generator) -> list[str]:
         return sample_questions(self.buffer, n, self.config, rng)

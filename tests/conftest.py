@@ -162,7 +162,7 @@ def rollouts(transfer_queue, agent_loop_worker):
 @pytest.fixture
 def trajectories():
     """trajectory(length, ...) -> stored trajectories with ids and log-probs that occur nowhere else."""
-    from recipe.exgrpo.core.buffer.experience import Trajectory
+    from recipe.exgrpo.core.buffer import Trajectory
 
     serial = count()
 
@@ -170,6 +170,6 @@ def trajectories():
         row = next(serial)
         ids = (1000 + 100 * row + np.arange(length)).astype(np.int32)
         log_probs = (-1.5 - 0.01 * row - 0.001 * np.arange(length)).astype(np.float32)
-        return Trajectory(row, question, ids, log_probs, reward, birth_step, 0, float("nan"))
+        return Trajectory(row, question, ids, log_probs, np.ones(length, bool), reward, birth_step)
 
     return make

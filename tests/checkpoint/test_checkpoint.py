@@ -32,7 +32,7 @@ from recipe.exgrpo.checkpoint.checkpointer import (
     verify_checkpoint,
 )
 from recipe.exgrpo.checkpoint.format import encoded
-from recipe.exgrpo.core.buffer.experience import ExperienceBuffer
+from recipe.exgrpo.core.buffer import ExperienceBuffer, Response
 from recipe.exgrpo.core.config import BufferConfig, QuestionConfig
 from recipe.exgrpo.core.sampler import sample_questions
 
@@ -44,7 +44,7 @@ def grow(buffer, questions, rng, step=0):
     for i in questions:
         for _ in range(2):
             length = int(rng.integers(3, 12))
-            buffer.add(f"q{i}", rng.integers(0, 99, length), -rng.random(length), 1.0, step)
+            buffer.add(f"q{i}", Response(rng.integers(0, 99, length), -rng.random(length)), 1.0, step)
         buffer.record(f"q{i}", int(rng.integers(1, K)))
 
 
@@ -351,7 +351,7 @@ def test_damaged_files_are_refused_by_name(folder, name, damage, kind, reason):
 @pytest.mark.parametrize(
     ("change", "kind", "reason"),
     [
-        (lambda f: edit_manifest(f, version=2), NewerState, "version 2 is newer than 1"),
+        (lambda f: edit_manifest(f, version=3), NewerState, "version 3 is newer than 2"),
         (lambda f: edit_manifest(f, format="other"), ForeignState, "not a manifest of format"),
         (lambda f: (f / "manifest.json").write_text("[]"), ForeignState, "not a manifest"),
         (lambda f: (f / "manifest.json").write_text("{"), CorruptState, "not readable as JSON"),
@@ -520,7 +520,8 @@ def test_open_checkpoint_maps_without_checking_tokens(folder, buffer):
     opened, manifest = open_checkpoint(folder)
     assert same_state(buffer, opened)
     assert manifest["counts"]["trajectories"] == 58
-    flip(folder / "segment-000000.safetensors", -1)
+    segment = folder / "segment-000000.safetensors"
+    flip(segment, segment.stat().st_size * 3 // 4)  # in its tokens, which stand between wide and narrow columns
     assert open_checkpoint(folder.parent)[0].stats(0)["trajectories"] == 58
     with pytest.raises(CorruptState):
         open_checkpoint(folder.parent, verify=True)

@@ -19,7 +19,7 @@ from recipe.exgrpo.checkpoint.checkpointer import (
     find_newest_intact,
     verify_checkpoint,
 )
-from recipe.exgrpo.core.buffer.experience import ExperienceBuffer
+from recipe.exgrpo.core.buffer import ExperienceBuffer, Response
 
 K = 4
 PRINT = {"model": "m", "tokenizer": "t", "group_size": K}
@@ -32,7 +32,7 @@ def advance(buffer: ExperienceBuffer, version: int) -> None:
     """From version - 1 to version: new trajectories, changed counts, retirement (so that segments die and are compacted)."""
     for i in range(3):
         ids = np.random.default_rng([version, i]).integers(0, 99, 40)
-        buffer.add(f"q{version % 20}", ids, -ids / 10, 1.0, version)
+        buffer.add(f"q{version % 20}", Response(ids, -ids / 10), 1.0, version)
     buffer.record(f"q{version % 20}", version % K)
     buffer.retire(f"q{(version + 10) % 20}")
     buffer.unretire(f"q{(version + 10) % 20}")
@@ -125,7 +125,7 @@ def test_everything_is_flushed_before_the_rename_and_the_rename_after_it(tmp_pat
 def large(buffer: ExperienceBuffer) -> None:
     """Half a megabyte more."""
     for i in range(64):
-        buffer.add(f"large{i}", np.full(1000, i), -np.ones(1000), 1.0, 1)
+        buffer.add(f"large{i}", Response(np.full(1000, i), -np.ones(1000)), 1.0, 1)
 
 
 def save_small_then_large(root: Path, step: int) -> str:

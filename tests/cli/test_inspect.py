@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerFast
 
 from recipe.exgrpo.checkpoint.checkpointer import ExperienceCheckpointer
 from recipe.exgrpo.cli.main import main
-from recipe.exgrpo.core.buffer.experience import ExperienceBuffer
+from recipe.exgrpo.core.buffer import ExperienceBuffer, Response
 from recipe.exgrpo.core.buffer.inspection import distribution, regrade, trajectories
 from verl_ext.text import printable
 
@@ -27,13 +27,13 @@ def root(tmp_path):
     buffer, checkpointer = ExperienceBuffer(4), ExperienceCheckpointer(PRINT)
     for name, count in (("a", 1), ("b", 2), ("c", 3)):
         buffer.record(name, count)
-        buffer.add(name, [1, 2, 3, 4], [-0.5] * 4, 1.0, step=2)
-    buffer.add("a", [1, 2, 3, 5], [-0.25] * 4, 1.0, step=4)
+        buffer.add(name, Response([1, 2, 3, 4], [-0.5] * 4), 1.0, step=2)
+    buffer.add("a", Response([1, 2, 3, 5], [-0.25] * 4), 1.0, step=4)
     checkpointer.save(tmp_path / "global_step_5", buffer, {})
     buffer.record("b", 3)
     buffer.retire("c")
     buffer.record("d", 1)
-    buffer.add("d", [1, 6, 7], [-1.0] * 3, 1.0, step=9)
+    buffer.add("d", Response([1, 6, 7], [-1.0] * 3), 1.0, step=9)
     buffer.mark_scored(buffer.rows("a"), [0.5, 1.5])
     buffer.mark_used(int(buffer.rows("a")[0]), 9)
     checkpointer.save(tmp_path / "global_step_10", buffer, {})
@@ -181,7 +181,7 @@ def test_regrade_lists_what_no_longer_passes(root, answer, inspect, tmp_path):
 
 def test_regrade_counts_what_the_grader_did_not_finish(root):
     buffer = ExperienceBuffer(4)
-    buffer.add("a", [1], [-1.0], 1.0, 0)
+    buffer.add("a", Response([1], [-1.0]), 1.0, 0)
     row = {"data_source": "x", "reward_model": {"ground_truth": "4"}, "extra_info": {}}
     result = list(regrade(trajectories(buffer), {"a": row}, str, lambda *_, **__: {"score": 0.0, "timeout": 1.0}))
     assert result[0].trouble == "timeout"

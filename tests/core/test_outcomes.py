@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from recipe.exgrpo.core.buffer import Response
 from recipe.exgrpo.core.config import BookkeepingConfig, ExGRPOConfig
 from recipe.exgrpo.core.outcomes import in_band, spread_buckets
 from recipe.exgrpo.core.policies.replay import Group, ReplayManager
@@ -128,7 +129,7 @@ def test_without_injection_nothing_planned_counts_as_skipped():
     for inject, skipped in ((True, 1), (False, 0)):
         replay = ReplayManager(ExGRPOConfig(start_threshold=None, rho=1.0, inject=inject), K)
         replay.buffer.record("q", 3)
-        replay.buffer.add("q", [1, 2], [-1.0, -1.0], 1.0, step=0)
+        replay.buffer.add("q", Response([1, 2], [-1.0, -1.0]), 1.0, step=0)
         assert replay.plan(1) == ["q"]
         assert replay.metrics(1)["planned_questions"] == 1
         assert replay.metrics(1)["skipped_replays"] == skipped

@@ -11,7 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from recipe.exgrpo.core.buffer.experience import ExperienceBuffer
+from recipe.exgrpo.core.buffer import ExperienceBuffer, Response
 from recipe.exgrpo.core.config import QuestionConfig
 from recipe.exgrpo.core.sampler import allocate, bucket_probabilities, log_weights, sample_questions
 
@@ -39,7 +39,7 @@ def filled(sizes: dict[int, int], group_size: int = K) -> ExperienceBuffer:
     for k, n in sizes.items():
         for i in range(n):
             buffer.record(f"{k}:{i}", k)
-            buffer.add(f"{k}:{i}", [1], [-1.0], 1.0, step=0)
+            buffer.add(f"{k}:{i}", Response([1], [-1.0]), 1.0, step=0)
     return buffer
 
 

@@ -6,6 +6,7 @@ import torch
 from tensordict import TensorDict
 from verl.trainer.ppo.padding_utils import upsample_batch_to_divisible_size
 
+from recipe.exgrpo.core.buffer import Response
 from recipe.exgrpo.core.config import ExGRPOConfig
 from recipe.exgrpo.core.policies.replay import ReplayManager
 from recipe.exgrpo.trainer.collection import batch_metrics, collect, fresh_keys, read_outcomes
@@ -37,7 +38,7 @@ def manager():
     replay = ReplayManager(ExGRPOConfig(start_threshold=None, rho=0.5), K)
     for question in ("past", "mastered"):
         replay.buffer.record(question, 2)
-        replay.buffer.add(question, [7, 7, 7], [-0.5] * 3, 1.0, step=2)
+        replay.buffer.add(question, Response([7, 7, 7], [-0.5] * 3), 1.0, step=2)
     replay.plan(4)
     return replay
 

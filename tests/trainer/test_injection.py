@@ -10,6 +10,7 @@ from tensordict import TensorDict
 from verl.trainer.ppo.padding_utils import upsample_batch_to_divisible_size
 from verl.trainer.ppo.v1.trainer_sync import PPOTrainerSync
 
+from recipe.exgrpo.core.buffer import Response
 from recipe.exgrpo.core.config import ExGRPOConfig
 from recipe.exgrpo.core.policies.replay import ReplayManager
 from recipe.exgrpo.trainer.collection import fresh_keys, read_outcomes
@@ -325,7 +326,8 @@ def trainer_at_injection(planned: dict[str, str], select="lowest_entropy", ranks
     for question, firsts in stored.items():
         replay.buffer.record(question, 2)
         for first in firsts:
-            replay.buffer.add(question, [first, *range(first % 3)], -np.ones(1 + first % 3) * first / 64, 1.0, step=3)
+            response = Response([first, *range(first % 3)], -np.ones(1 + first % 3) * first / 64)
+            replay.buffer.add(question, response, 1.0, step=3)
     assert sorted(replay.plan(len(planned))) == sorted(planned.values())
     trainer = object.__new__(ExGRPOTrainer)  # its constructor starts the whole stack
     trainer.settings, trainer.replay, trainer.group_size = settings, replay, K

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from omegaconf import OmegaConf
 from verl.utils.dataset.rl_dataset import collate_fn
 
+from recipe.exgrpo.core.buffer import Response
 from recipe.exgrpo.core.config import ExGRPOConfig
 from recipe.exgrpo.core.policies.replay import ReplayManager
 from recipe.exgrpo.core.sampler import interleave
@@ -49,7 +50,7 @@ def trainer(dataset_size=30, eligible=(), retired=(), rho=0.5, enable=True, **co
     found.questions, found.planned, found.replays, found.passed_over, found.reuse_retired = {}, {}, [], 0, False
     for i in eligible:
         found.replay.buffer.record(f"q{i}", 1 + i % (K - 1))
-        found.replay.buffer.add(f"q{i}", [i], [-1.0], 1.0, step=1)
+        found.replay.buffer.add(f"q{i}", Response([i], [-1.0]), 1.0, step=1)
     for i in retired:
         found.replay.buffer.retire(f"q{i}")
     return found

@@ -11,11 +11,14 @@ import numpy as np
 from recipe.exgrpo.checkpoint.tensors import CorruptState, FileRecord, ForeignState, MissingState, NewerState
 
 FORMAT = "exgrpo-experience"
-VERSION = 1
+VERSION = 2
 FOLDER, NEW, OLD = "experience", ".experience.new", ".experience.old"
 ROWS, QUESTIONS = "rows.safetensors", "questions.safetensors"
-MUTABLE_ROWS = ("row_serial", "row_question", "row_use_count", "row_entropy")
-IMMUTABLE_ROWS = ("row_serial", "row_length", "row_reward", "row_birth_step", "row_digest")
+MUTABLE_ROWS = ("row_serial", "row_question", "row_use_count", "row_entropy", "row_nll", "row_drift")
+IMMUTABLE_ROWS = (
+    "row_serial", "row_prompt_length", "row_length", "row_reward", "row_birth_step", "row_group",
+    "row_group_successes", "row_group_size", "row_advantage", "row_origin", "row_digest", "row_prompt_hash",
+)  # fmt: skip
 SEGMENT_TOKENS = 1 << 22  # tokens of a full segment: 32 MiB
 FILE_NAME = re.compile(r"(rows|questions|segment-\d{6,})\.safetensors")
 REQUIRED = {"counts", "fingerprint", "extra", "buffer", "schema", "files"}
@@ -23,16 +26,16 @@ REQUIRED = {"counts", "fingerprint", "extra", "buffer", "schema", "files"}
 
 @dataclass(frozen=True)
 class SegmentFile:
-    """A segment on disk: its trajectories, by serial, and their lengths."""
+    """A segment on disk: its trajectories, by serial, and how many tokens each has there (prompt and response)."""
 
     name: str
     record: FileRecord
     serials: np.ndarray
-    lengths: np.ndarray
+    spans: np.ndarray
 
     @property
     def tokens(self) -> int:
-        return int(self.lengths.sum())
+        return int(self.spans.sum())
 
 
 def step_number(path: str | Path) -> int:

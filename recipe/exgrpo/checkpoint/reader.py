@@ -27,7 +27,8 @@ from recipe.exgrpo.checkpoint.tensors import (
     read_checked,
     read_tensors,
 )
-from recipe.exgrpo.core.buffer.experience import ExperienceBuffer
+from recipe.exgrpo.core.buffer import ExperienceBuffer
+from recipe.exgrpo.core.buffer.state import spans
 from recipe.exgrpo.core.config import BufferConfig
 
 READERS = 4  # threads that read and hash
@@ -104,7 +105,7 @@ def restore(folder: Path, manifest: dict, config, group_size: int | None, verify
     except (ValueError, KeyError, TypeError, IndexError) as error:
         raise CorruptState(folder, f"its files contradict each other ({error})") from error
     segments = [
-        SegmentFile(name, files[name], np.array(part["row_serial"]), np.array(part["row_length"]))
+        SegmentFile(name, files[name], np.array(part["row_serial"]), spans(part))
         for name, part in zip(names, parts, strict=True)
     ]
     return buffer, segments
@@ -121,7 +122,7 @@ def _gather_rows(arrays: dict[str, np.ndarray], parts: list[dict[str, np.ndarray
         if (piece[at] != -1).any():
             raise ValueError("a trajectory is in two segments.")
         piece[at] = number
-        offset[at] = (np.cumsum(part["row_length"], dtype=np.int64) - part["row_length"])[found]
+        offset[at] = (np.cumsum(spans(part)) - spans(part))[found]
         for name in IMMUTABLE_ROWS[1:]:
             arrays[name][at] = part[name][found]
     if (piece == -1).any():

@@ -32,7 +32,7 @@ from recipe.exgrpo.checkpoint.tensors import (
     write_durably,
     write_tensors,
 )
-from recipe.exgrpo.core.buffer.state import Snapshot
+from recipe.exgrpo.core.buffer.state import Snapshot, spans
 
 logger = logging.getLogger(__name__)
 
@@ -43,7 +43,7 @@ def worth_keeping(segments: list[SegmentFile], frozen: Snapshot, max_dead_share:
     """Segments of the previous checkpoint to share: few dead tokens, and not too many small ones."""
     live, kept = frozen.rows["row_serial"], []
     for segment in segments:
-        alive = int(segment.lengths[common(segment.serials, live)[0]].sum())
+        alive = int(segment.spans[common(segment.serials, live)[0]].sum())
         if alive and segment.tokens - alive <= max_dead_share * segment.tokens:
             kept.append(segment)
     large = [segment for segment in kept if segment.tokens >= SEGMENT_TOKENS // 4]
@@ -65,12 +65,12 @@ def carry_over(segment: SegmentFile, folder: Path, new: Path) -> bool:
 
 def write_segments(frozen: Snapshot, kept: list[SegmentFile], new: Path) -> Iterator[SegmentFile]:
     """Write the live rows that no kept segment has, as segments of at most SEGMENT_TOKENS (or one trajectory)."""
-    live, lengths = frozen.rows["row_serial"], frozen.rows["row_length"]
+    live, lengths = frozen.rows["row_serial"], spans(frozen.rows)
     missing = np.ones(len(live), bool)
     for segment in kept:
         missing[common(segment.serials, live)[1]] = False
     rows = np.flatnonzero(missing)
-    starts = np.cumsum(lengths[rows], dtype=np.int64) - lengths[rows]
+    starts = np.cumsum(lengths[rows]) - lengths[rows]
     groups = np.split(rows, np.flatnonzero(np.diff(starts // SEGMENT_TOKENS)) + 1) if len(rows) else []
     first = 1 + max((int(re.sub(r"\D", "", segment.name)) for segment in kept), default=-1)
     for number, group in enumerate(groups, first):
@@ -79,7 +79,7 @@ def write_segments(frozen: Snapshot, kept: list[SegmentFile], new: Path) -> Iter
         ids, log_probs = map(list, zip(*frozen.runs(group), strict=True))
         tensors = columns | {"token_ids": ids, "log_probs": log_probs}
         record = write_tensors(new / name, tensors, "immutable trajectories")
-        yield SegmentFile(name, record, columns["row_serial"], columns["row_length"])
+        yield SegmentFile(name, record, columns["row_serial"], spans(columns))
 
 
 def write_index(frozen: Snapshot, segments: list[SegmentFile], fingerprint: dict, extra: dict, new: Path) -> None:

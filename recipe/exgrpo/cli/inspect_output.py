@@ -129,8 +129,11 @@ def write_parquet(path: Path, records: Iterator[dict], decoded: bool) -> None:
     schema = pa.schema(
         {
             "question": pa.string(), "latest_count": pa.int16(), "row": pa.int64(), "reward": pa.float64(),
-            "birth_step": pa.int32(), "use_count": pa.int32(), "entropy": pa.float32(), "length": pa.int32(),
-            "token_ids": pa.list_(pa.int32()), "log_probs": pa.list_(pa.float32()),
+            "birth_step": pa.int32(), "use_count": pa.int32(), "entropy": pa.float32(), "nll": pa.float32(),
+            "drift": pa.float32(), "group": pa.int32(), "group_successes": pa.int16(), "group_size": pa.int16(),
+            "advantage": pa.float64(), "source": pa.string(), "chat_template": pa.string(), "temperature": pa.float64(),
+            "prompt_hash": pa.string(), "length": pa.int32(), "prompt_ids": pa.list_(pa.int32()),
+            "token_ids": pa.list_(pa.int32()), "log_probs": pa.list_(pa.float32()), "mask": pa.list_(pa.bool_()),
         } | ({"text": pa.string()} if decoded else {})
     )  # fmt: skip
     with replacing(path) as new, pq.ParquetWriter(new, schema) as writer:

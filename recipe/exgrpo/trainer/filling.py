@@ -3,17 +3,17 @@
 Called once log-probs are known: what this step stores are log-probs of pi_old, and what it replays needs no forward pass.
 """
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 import transfer_queue as tq
 from tensordict import TensorDict
 from transfer_queue import KVBatchMeta
 from verl.utils.tensordict_utils import list_of_dict_to_tensordict
 
-from recipe.exgrpo.core.buffer.experience import Trajectory
+from recipe.exgrpo.core.buffer import Trajectory
 from recipe.exgrpo.core.policies.fill import Entry, Filled, FillManager, Response
 from recipe.exgrpo.core.policies.replay import Group
 from recipe.exgrpo.trainer.collection import ordered_groups, read_plain
@@ -123,4 +123,5 @@ def _filled_row(slot: dict, name: str, filled: Filled) -> dict:
 def _trajectory(filled: Filled) -> Trajectory:
     """As the injection code knows it. The reward only shows in verl's statistics: the advantage is frozen."""
     response = filled.response
-    return Trajectory(-1, filled.question, response.token_ids, response.log_probs, 1.0, filled.birth_step, 0, math.nan)
+    mask = np.ones(len(response.token_ids), bool)
+    return Trajectory(-1, filled.question, response.token_ids, response.log_probs, mask, 1.0, filled.birth_step)

@@ -7,7 +7,8 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from recipe.exgrpo.core.buffer.experience import ExperienceBuffer
+from recipe.exgrpo.core.buffer import ExperienceBuffer, Response
+from recipe.exgrpo.core.buffer.trajectories import ROW_BYTES
 from recipe.exgrpo.core.config import BufferConfig
 
 K = 8
@@ -18,7 +19,7 @@ def make_buffer(questions=0, rows=1, length=5, **config):
     for i in range(questions):
         buffer.record(f"q{i}", 1 + i % (K - 1))
         for j in range(rows):
-            buffer.add(f"q{i}", np.arange(length) + i * rows + j, -np.ones(length), 1.0, step=j)
+            buffer.add(f"q{i}", Response(np.arange(length) + i * rows + j, -np.ones(length)), 1.0, step=j)
     return buffer
 
 
@@ -49,7 +50,7 @@ def assert_same(a, b):
 def test_trajectory_comes_back_as_stored():
     buffer = make_buffer()
     ids, log_probs = np.array([5, 0, 2**31 - 1]), np.array([-0.25, 0.0, -17.5])
-    assert buffer.add("q", ids, log_probs, 1.0, step=7)
+    assert buffer.add("q", Response(ids, log_probs), 1.0, step=7)
     found = buffer.trajectory(buffer.rows("q")[0])
     assert found.token_ids.dtype == np.int32
     assert found.log_probs.dtype == np.float32
@@ -69,7 +70,7 @@ def test_trajectory_is_a_copy():
 @pytest.mark.parametrize("order", ["add first", "record first"])
 def test_eligible_needs_count_and_trajectory(order):
     buffer = make_buffer()
-    steps = [lambda: buffer.add("q", [1], [-1.0], 1.0, 0), lambda: buffer.record("q", 3)]
+    steps = [lambda: buffer.add("q", Response([1], [-1.0]), 1.0, 0), lambda: buffer.record("q", 3)]
     for step in steps if order == "add first" else steps[::-1]:
         assert buffer.bucket_sizes().sum() == 0
         step()
@@ -112,7 +113,7 @@ def test_retire_frees_and_unretire_starts_over():
     assert buffer.nbytes == before * 2 / 3
     assert buffer.latest_count("q1") is None
     assert len(buffer.rows("q1")) == 0
-    for act in (lambda: buffer.record("q1", 1), lambda: buffer.add("q1", [1], [-1.0], 1.0, 0)):
+    for act in (lambda: buffer.record("q1", 1), lambda: buffer.add("q1", Response([1], [-1.0]), 1.0, 0)):
         with pytest.raises(ValueError, match="'q1' is retired"):
             act()
     buffer.unretire("q1")
@@ -121,7 +122,7 @@ def test_retire_frees_and_unretire_starts_over():
         buffer.unretire("q1")
     buffer.record("q1", 4)
     assert buffer.bucket_sizes()[4] == 0
-    assert buffer.add("q1", np.arange(5) + 2, -np.ones(5), 1.0, 5)
+    assert buffer.add("q1", Response(np.arange(5) + 2, -np.ones(5)), 1.0, 5)
     assert buffer.bucket_sizes()[4] == 1
 
 
@@ -134,7 +135,7 @@ def test_discard_forgets_and_its_place_is_reused():
     assert list(buffer.questions()) == ["q1"]
     assert buffer.retired == []
     buffer.record("new", 1)
-    buffer.add("new", [1, 2], [-1, -1], 1.0, 0)
+    buffer.add("new", Response([1, 2], [-1, -1]), 1.0, 0)
     assert ids_of(buffer, "new") == [[1, 2]]
     assert buffer.stats(0)["questions"] == 2
     assert len(buffer._names) == 3
@@ -163,10 +164,10 @@ def test_draw_refuses_more_than_there_are():
 
 def test_identical_trajectories_are_stored_once_per_question():
     buffer = make_buffer()
-    assert buffer.add("a", [1, 2, 3], [-1.0, -1.0, -1.0], 1.0, 0)
-    assert not buffer.add("a", np.array([1, 2, 3]), [-9.0, -9.0, -9.0], 1.0, 5)
-    assert buffer.add("a", [1, 2], [-1.0, -1.0], 1.0, 0)
-    assert buffer.add("b", [1, 2, 3], [-1.0, -1.0, -1.0], 1.0, 0)
+    assert buffer.add("a", Response([1, 2, 3], [-1.0, -1.0, -1.0]), 1.0, 0)
+    assert not buffer.add("a", Response(np.array([1, 2, 3]), [-9.0, -9.0, -9.0]), 1.0, 5)
+    assert buffer.add("a", Response([1, 2], [-1.0, -1.0]), 1.0, 0)
+    assert buffer.add("b", Response([1, 2, 3], [-1.0, -1.0, -1.0]), 1.0, 0)
     assert ids_of(buffer, "a") == [[1, 2, 3], [1, 2]]
     assert buffer.trajectory(buffer.rows("a")[0]).log_probs[0] == -1.0
 
@@ -179,11 +180,11 @@ def test_equal_digests_of_different_ids_are_both_kept(monkeypatch):
         def digest(self):
             return b"\1" * 8
 
-    monkeypatch.setattr("recipe.exgrpo.core.buffer.experience.blake2b", Same)
+    monkeypatch.setattr("recipe.exgrpo.core.buffer.records.blake2b", Same)
     buffer = make_buffer()
-    assert buffer.add("a", [1, 2], [-1.0, -1.0], 1.0, 0)
-    assert buffer.add("a", [1, 3], [-1.0, -1.0], 1.0, 0)
-    assert not buffer.add("a", [1, 2], [-1.0, -1.0], 1.0, 0)
+    assert buffer.add("a", Response([1, 2], [-1.0, -1.0]), 1.0, 0)
+    assert buffer.add("a", Response([1, 3], [-1.0, -1.0]), 1.0, 0)
+    assert not buffer.add("a", Response([1, 2], [-1.0, -1.0]), 1.0, 0)
 
 
 @pytest.mark.parametrize(
@@ -205,19 +206,19 @@ def test_equal_digests_of_different_ids_are_both_kept(monkeypatch):
 def test_nonsense_is_refused_with_the_question_named(ids, log_probs, reward):
     buffer = make_buffer()
     with pytest.raises(ValueError, match="question 'q'"):
-        buffer.add("q", ids, log_probs, reward, 0)
+        buffer.add("q", Response(ids, log_probs), reward, 0)
     assert buffer.stats(0)["trajectories"] == 0
 
 
 def test_float16_keeps_log_probs_within_the_stated_bound():
     buffer = make_buffer(log_prob_dtype="float16")
     x = -np.concatenate([[0.0, 65504.0], np.logspace(-12, 4.8, 5000)]).astype(np.float32)
-    buffer.add("q", np.arange(len(x)), x, 1.0, 0)
+    buffer.add("q", Response(np.arange(len(x)), x), 1.0, 0)
     error = np.abs(buffer.trajectory(0).log_probs.astype(np.float64) - x)
     assert (error <= np.abs(x) * 2.0**-11 + 2.0**-25).all()
     assert error.max() > 0
     with pytest.raises(ValueError, match=r"question 'q'.*float16"):
-        buffer.add("q", [1], [-65536.0], 1.0, 0)
+        buffer.add("q", Response([1], [-65536.0]), 1.0, 0)
 
 
 def test_handles_are_never_used_twice():
@@ -225,7 +226,7 @@ def test_handles_are_never_used_twice():
     gone = int(buffer.rows("q0")[0])
     buffer.retire("q0")
     for i in range(600):
-        buffer.add("q1", [i, i], [-1.0, -1.0], 1.0, 0)
+        buffer.add("q1", Response([i, i], [-1.0, -1.0]), 1.0, 0)
     assert gone not in buffer.rows("q1")
     for act in (
         lambda: buffer.trajectory(gone),
@@ -248,7 +249,7 @@ def test_scores_and_uses_are_kept():
     assert buffer.stats(10)["reuse_max"] == 2
     assert buffer.stats(10)["age_steps_max"] == 10
     assert buffer.stats(10)["age_steps_mean"] == 9
-    with pytest.raises(ValueError, match="3 rows and 2 entropies"):
+    with pytest.raises(ValueError, match="3 rows and 2 values of entropy"):
         buffer.mark_scored(rows, [0.5, 0.25])
 
 
@@ -287,7 +288,7 @@ def test_eviction_policies_per_question(policy, kept):
 
 
 def test_bytes_bound_evicts_no_more_than_needed():
-    buffer = make_buffer(questions=10, rows=4, max_bytes=20 * (5 * 8 + 60))
+    buffer = make_buffer(questions=10, rows=4, max_bytes=20 * (5 * 8 + ROW_BYTES))
     one = buffer.nbytes // 40
     gone = buffer.enforce_limits(4)["bytes"]
     limit = buffer.config.max_bytes
@@ -316,7 +317,7 @@ def test_cooldown_survives_new_counts_retirement_and_state():
     buffer.retire("q5")
     buffer.unretire("q5")
     buffer.record("q5", 2)
-    buffer.add("q5", [1], [-1.0], 1.0, 10)
+    buffer.add("q5", Response([1], [-1.0]), 1.0, 10)
     restored = ExperienceBuffer.from_state(*buffer.state(), buffer.config)
     for b in (buffer, restored):
         b.enforce_limits(11)
@@ -335,7 +336,7 @@ def test_freed_space_is_reused_and_compaction_is_bounded():
         for i in range(20):
             long_lived = i % 4 == 0
             ids = np.full(rng.integers(5, 60), step * 20 + i)
-            buffer.add(f"q{i}", ids, -(ids % 7), 1.0, step + (1000 if long_lived and i == 0 else 0))
+            buffer.add(f"q{i}", Response(ids, -(ids % 7)), 1.0, step + (1000 if long_lived and i == 0 else 0))
         buffer.enforce_limits(step)
         before, moved = moved, buffer._store.compacted_tokens
         assert moved - before <= 4 * 1000 + 1000
@@ -353,8 +354,8 @@ def test_freed_space_is_reused_and_compaction_is_bounded():
 
 def test_longer_than_a_segment():
     buffer = make_buffer(questions=3)
-    buffer.add("q0", np.arange(1000), -np.ones(1000), 1.0, 0)
-    buffer.add("q0", np.arange(3), -np.ones(3), 1.0, 0)
+    buffer.add("q0", Response(np.arange(1000), -np.ones(1000)), 1.0, 0)
+    buffer.add("q0", Response(np.arange(3), -np.ones(3)), 1.0, 0)
     assert [len(t) for t in ids_of(buffer, "q0")] == [5, 1000, 3]
     buffer.retire("q0")
     assert ids_of(buffer, "q1") == [[1, 2, 3, 4, 5]]
@@ -367,7 +368,7 @@ def test_snapshot_is_frozen():
     for i in range(0, 40, 2):
         buffer.retire(f"q{i}")
     for i in range(400):
-        buffer.add("other", np.full(20, i), -np.ones(20), 1.0, 9)
+        buffer.add("other", Response(np.full(20, i), -np.ones(20)), 1.0, 9)
         buffer.enforce_limits(i)
     arrays = frozen.rows | frozen.question_arrays()
     arrays["token_ids"], arrays["log_probs"] = frozen.tokens(np.arange(120))
@@ -389,8 +390,8 @@ def test_state_round_trip_continues_identically():
     assert_same(buffer, restored)
     for b in (buffer, restored):
         b.record("fresh", 3)
-        b.add("fresh", [4, 4], [-1.0, -2.0], 1.0, 8)
-        assert not b.add("q5", np.arange(5) + 15, -np.ones(5), 1.0, 8)
+        b.add("fresh", Response([4, 4], [-1.0, -2.0]), 1.0, 8)
+        assert not b.add("q5", Response(np.arange(5) + 15, -np.ones(5)), 1.0, 8)
         b.unretire("q3")
         b.retire("q6")
     assert_same(buffer, restored)
@@ -412,7 +413,7 @@ def test_from_state_shares_nothing_with_its_input():
 
 def test_state_converts_log_prob_dtype():
     buffer = make_buffer()
-    buffer.add("q", [1], [-0.1], 1.0, 0)
+    buffer.add("q", Response([1], [-0.1]), 1.0, 0)
     half = ExperienceBuffer.from_state(*buffer.state(), BufferConfig(log_prob_dtype="float16"))
     assert half.trajectory(0).log_probs[0] == np.float32(np.float16(-0.1))
     assert half.nbytes == buffer.nbytes - 2
@@ -458,8 +459,8 @@ def test_contradictory_state_is_refused(name, change, sentence):
 
 def test_other_state_version_is_refused():
     arrays, meta = make_buffer().state()
-    with pytest.raises(ValueError, match="version 2 is not 1"):
-        ExperienceBuffer.from_state(arrays, meta | {"version": 2})
+    with pytest.raises(ValueError, match="version 3 is not 2"):
+        ExperienceBuffer.from_state(arrays, meta | {"version": 3})
 
 
 def test_group_size_must_leave_room_for_partial_success():

@@ -8,7 +8,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from recipe.exgrpo.core.buffer.experience import ExperienceBuffer
+from recipe.exgrpo.core.buffer import ExperienceBuffer, Response
 from recipe.exgrpo.core.buffer.trajectories import ROW_BYTES
 from recipe.exgrpo.core.config import BufferConfig
 
@@ -115,7 +115,10 @@ class BufferMachine(RuleBasedStateMachine):
     def add(self, question, ids):
         if question not in self.model.retired:
             expected = self.model.add(question, ids, self.step)
-            assert self.buffer.add(question, ids, -np.array(ids, np.float32), float(self.step), self.step) == expected
+            assert (
+                self.buffer.add(question, Response(ids, -np.array(ids, np.float32)), float(self.step), self.step)
+                == expected
+            )
 
     @rule(first=st.integers(0, 10**6), n=st.sampled_from([10, 120]))
     def flood(self, first, n):

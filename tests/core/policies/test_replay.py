@@ -10,7 +10,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
-from recipe.exgrpo.core.buffer.experience import ExperienceBuffer
+from recipe.exgrpo.core.buffer import ExperienceBuffer, Response
 from recipe.exgrpo.core.config import BookkeepingConfig, BufferConfig, ExGRPOConfig, TrajectoryConfig
 from recipe.exgrpo.core.policies.replay import METRIC_NAMES, Group, ReplayManager
 from recipe.exgrpo.core.selection import Scores
@@ -34,7 +34,7 @@ def stored(replay: ReplayManager, counts: dict[str, int], rows: int = 1) -> Repl
     for i, (question, count) in enumerate(counts.items()):
         replay.buffer.record(question, count)
         for j in range(rows):
-            replay.buffer.add(question, [100 * i + j, 7], [-0.5, -1.0], 1.0, step=j)
+            replay.buffer.add(question, Response([100 * i + j, 7], [-0.5, -1.0]), 1.0, step=j)
     return replay
 
 

@@ -8,7 +8,7 @@ from recipe.exgrpo.core.config import BufferConfig
 REASONS = ("age", "reuse", "per_question", "bytes")
 
 
-def doomed(store: TrajectoryStore, config: BufferConfig, reason: str, step: int) -> np.ndarray | None:
+def over_bound(store: TrajectoryStore, config: BufferConfig, reason: str, step: int) -> np.ndarray | None:
     """The rows (bool [rows]) over the bound named by `reason` at `step`; None where it is off or not exceeded."""
     if reason == "age" and config.max_age_steps is not None:
         return store.alive() & (step - store.rows.live("birth_step") > config.max_age_steps)
@@ -43,7 +43,7 @@ def _over_per_question(store: TrajectoryStore, limit: int, policy: str) -> np.nd
 
 def _over_bytes(store: TrajectoryStore, limit: int, policy: str) -> np.ndarray:
     order = eviction_order(store, np.flatnonzero(store.alive()), policy)
-    freed = np.cumsum(store.rows.length[order] * np.int64(store.log.token_bytes) + ROW_BYTES)
+    freed = np.cumsum(store.spans()[order] * np.int64(store.log.token_bytes) + ROW_BYTES)
     mask = np.zeros(store.rows.size, bool)
     mask[order[: np.searchsorted(freed, store.nbytes - limit) + 1]] = True
     return mask

@@ -9,43 +9,45 @@ import heapq
 import itertools
 import logging
 import math
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from hashlib import blake2b
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict
 
 import numpy as np
 
 from recipe.exgrpo.core.buffer.bucket_index import BucketIndex
 from recipe.exgrpo.core.buffer.columns import SEGMENT_TOKENS, Columns
-from recipe.exgrpo.core.buffer.eviction import REASONS, doomed
-from recipe.exgrpo.core.buffer.state import NONE, STATE_VERSION, Snapshot, check_placement, check_state, decode_names
-from recipe.exgrpo.core.buffer.trajectories import TrajectoryStore
+from recipe.exgrpo.core.buffer.eviction import REASONS, over_bound
+from recipe.exgrpo.core.buffer.records import (
+    Candidates,
+    CheckedResponse,
+    Origin,
+    Provenance,
+    Response,
+    Trajectory,
+    digest,
+    prompt_hash,
+)
+from recipe.exgrpo.core.buffer.state import (
+    NONE,
+    STATE_VERSION,
+    Snapshot,
+    check_placement,
+    check_state,
+    decode_names,
+    spans,
+)
+from recipe.exgrpo.core.buffer.trajectories import SCORES, TrajectoryStore
 from recipe.exgrpo.core.config import BufferConfig
 
 logger = logging.getLogger(__name__)
 
+UNKNOWN = Provenance()
 QUESTION_DTYPES = {"count": "i2", "place": "i4", "cool_until": "i4"}
-MAX_ID = 2**31 - 1
-LOG_PROB_SLACK = 1e-2  # log-softmax may round to a hair above 0
-
-
-@dataclass(frozen=True)
-class Trajectory:
-    """A copy of one stored trajectory.
-
-    `row` is its handle, valid until the trajectory is evicted or its question retired. `token_ids` int32 [L] are the
-    response tokens, `log_probs` float32 [L] those of the behaviour policy pi_past (training-engine numerics). `entropy`
-    is the mean token entropy in nats when it was last scored, nan before.
-    """
-
-    row: int
-    question: str
-    token_ids: np.ndarray
-    log_probs: np.ndarray
-    reward: float
-    birth_step: int
-    use_count: int
-    entropy: float
+CANDIDATE_COLUMNS = {
+    "row": "serial", "question": "question", "group": "group", "successes": "group_successes",
+    "group_size": "group_size", "birth_step": "birth_step", "use_count": "use_count", "length": "length",
+    "reward": "reward", "advantage": "advantage", "entropy": "entropy", "nll": "nll", "drift": "drift",
+}  # fmt: skip
 
 
 class ExperienceBuffer:
@@ -63,13 +65,15 @@ class ExperienceBuffer:
         self.config = config or BufferConfig()
         self._store = TrajectoryStore(self.config.log_prob_dtype, segment_tokens)
         self._questions = Columns(QUESTION_DTYPES)
-        self._lowest_log_prob = float(np.finfo(self.config.log_prob_dtype).min)
         self._buckets = BucketIndex(group_size)
         self._index: dict[str, int] = {}
         self._names: list[str] = []  # "" marks an index that a discarded question gave back
         self._free: list[int] = []
         self._retired: dict[int, None] = {}  # ordered by time of retirement
         self._cooling: list[tuple[int, int]] = []  # heap of (first eligible step, question)
+        self._next_group = 0
+        self._origins: dict[Origin, int] = {}
+        self.origin = Origin()  # of the trajectories that `add` stores from now on
         self.evicted = dict.fromkeys(REASONS, 0)
 
     # ---- questions
@@ -155,23 +159,54 @@ class ExperienceBuffer:
 
     # ---- trajectories
 
-    def add(self, question: str, token_ids, log_probs, reward: float, step: int) -> bool:
-        """Store a trajectory: integer ids [L], log-probs [L] in nats, L >= 1. False when it is stored already.
+    def add(
+        self,
+        question: str,
+        response: Response,
+        reward: float,
+        step: int,
+        *,
+        provenance: Provenance = UNKNOWN,
+        keep_prompt: bool = False,
+        keep_duplicates: bool = False,
+    ) -> bool:
+        """Store a trajectory that was collected at `step`. False when the same ids are stored already, which is checked
+        unless `keep_duplicates`; `keep_prompt` stores the prompt's ids beside its hash.
 
         With `log_prob_dtype: float16` a log-prob x is kept within 2^-11 |x| + 2^-25 (so w* = pi_theta/pi_past within
         0.05 % for |x| <= 1, 0.8 % at x = -16). Raises ValueError naming the question for a retired question, ragged or
-        empty input, negative ids, log-probs that are not finite (float16: below -65504) or above 0, and a reward that
-        is not finite.
+        empty input, negative ids, log-probs under the mask that are not finite (float16: below -65504) or above 0, a mask
+        without a true entry, a group that `new_group` has not made, and a reward that is not finite.
         """
-        ids, log_probs = self._checked(question, token_ids, log_probs, reward)
+        checked = CheckedResponse.of(question, response, self._store.log.log_prob_dtype)
+        self._check_values(question, reward, provenance)
         q = self._index_of(question, "given a trajectory")
-        digest = int.from_bytes(blake2b(ids.data, digest_size=8).digest(), "little")
-        if self._store.holds(q, ids, digest):
+        hashed = digest(checked.token_ids)
+        if not keep_duplicates and self._store.holds(q, checked.token_ids, hashed):
             return False
-        self._store.append(q, ids, log_probs, digest, reward, step)
+        prompt = prompt_hash(checked.prompt_ids)
+        origin = self._origins.setdefault(self.origin, len(self._origins))
+        stored = checked if keep_prompt else checked.without_prompt()
+        at = self._store.append(q, stored, reward, step, hashed, origin)
+        self._store.set_provenance(at, prompt, provenance)
         if self._store.count(q) == 1:
             self._enter_bucket(q)
         return True
+
+    def new_group(self) -> int:
+        """The id of a group that is about to be collected; ids ascend over the life of the buffer, restarts included."""
+        self._next_group += 1
+        return self._next_group - 1
+
+    def candidates(self, rows: Sequence[int] | np.ndarray | None = None) -> Candidates:
+        """Columns of all stored trajectories in insertion order, or of the handles `rows` in their order.
+
+        O(everything ever stored and not yet squeezed out) without `rows`. KeyError when one of `rows` is gone.
+        """
+        store = self._store
+        at = np.flatnonzero(store.alive()) if rows is None else store.find(rows)
+        columns = {name: getattr(store.rows, column)[at] for name, column in CANDIDATE_COLUMNS.items()}
+        return Candidates(**columns, has_prompt=store.rows.prompt_length[at] > 0)
 
     def rows(self, question: str) -> np.ndarray:
         """Handles of a question's trajectories in insertion order, int64; empty for an unknown question."""
@@ -180,45 +215,89 @@ class ExperienceBuffer:
 
     def trajectory(self, row: int) -> Trajectory:
         """A copy of the trajectory with handle `row`; KeyError when it is gone."""
-        rows, at = self._store.rows, self._store.position(row)
-        ids, log_probs = self._store.tokens(at)
+        rows, at = self._store.rows, int(self._store.find(row)[0])
+        ids, log_probs = self._store.span(at)
+        start = int(rows.prompt_length[at])
+        mask = ~np.isnan(log_probs[start:])
         return Trajectory(
             row=int(row),
             question=self._names[rows.question[at]],
-            token_ids=ids.copy(),
-            log_probs=log_probs.astype(np.float32),
+            token_ids=ids[start:].copy(),
+            log_probs=np.where(mask, log_probs[start:], 0).astype(np.float32),
+            mask=mask,
             reward=float(rows.reward[at]),
             birth_step=int(rows.birth_step[at]),
             use_count=int(rows.use_count[at]),
-            entropy=float(rows.entropy[at]),
+            prompt_ids=ids[:start].copy(),
+            prompt_hash=int(rows.prompt_hash[at]),
+            **{name: float(getattr(rows, name)[at]) for name in SCORES},
+            provenance=Provenance(
+                group=int(rows.group[at]),
+                successes=int(rows.group_successes[at]),
+                size=int(rows.group_size[at]),
+                advantage=float(rows.advantage[at]),
+            ),
+            origin=list(self._origins)[rows.origin[at]],
         )
 
-    def mark_scored(self, rows: Sequence[int] | np.ndarray, entropies: Sequence[float] | np.ndarray) -> None:
-        """Remember the mean token entropies [n] in nats of the trajectories `rows` [n]; KeyError when one is gone."""
-        rows, entropies = np.asarray(rows, np.int64), np.asarray(entropies, np.float32)
-        if rows.shape != entropies.shape:
-            raise ValueError(f"mark_scored got {rows.size} rows and {entropies.size} entropies.")
-        self._store.rows.entropy[[self._store.position(row) for row in rows.tolist()]] = entropies
+    def mark_scored(
+        self,
+        rows: Sequence[int] | np.ndarray,
+        entropy: Sequence[float] | np.ndarray,
+        nll: Sequence[float] | np.ndarray | None = None,
+        drift: Sequence[float] | np.ndarray | None = None,
+    ) -> None:
+        """Remember scores [n] of the trajectories `rows` [n]; those not given keep their values.
 
-    def mark_used(self, row: int, step: int) -> None:
-        """Count one replay of a trajectory at `step`, and start its question's cooldown; KeyError when it is gone."""
-        at = self._store.position(row)
+        `entropy` and `nll` are means per token in nats, `drift` the mean squared change of the log-probs. KeyError when a
+        trajectory is gone, ValueError when the numbers differ.
+        """
+        at = self._store.find(rows)
+        for name, values in zip(SCORES, (entropy, nll, drift), strict=True):
+            if values is None:
+                continue
+            values = np.atleast_1d(np.asarray(values, np.float32))
+            if values.shape != at.shape:
+                raise ValueError(f"mark_scored got {at.size} rows and {values.size} values of {name}.")
+            getattr(self._store.rows, name)[at] = values
+
+    def mark_used(self, rows: int | Sequence[int] | np.ndarray, step: int) -> None:
+        """Count one use of each of these trajectories at `step`, and start their questions' cooldowns.
+
+        KeyError when one is gone; then nothing is counted.
+        """
+        at = self._store.find(rows)
         self._store.rows.use_count[at] += 1
-        if self.config.cooldown_steps:
-            q = int(self._store.rows.question[at])
-            self._leave_bucket(q)
-            first = step + self.config.cooldown_steps + 1
-            self._questions.cool_until[q] = first
-            heapq.heappush(self._cooling, (first, q))
+        self._start_cooldowns(self._store.rows.question[at].tolist(), step)
+
+    def mark_drawn(self, question: str, step: int) -> None:
+        """Count one use of every trajectory of a question that was drawn at `step`, and start its cooldown.
+
+        For a control that draws questions and trains on none of their trajectories (`inject: false`): whichever would have
+        been used, bounds and cooldown then act on it. Unknown questions are ignored.
+        """
+        rows = self.rows(question)
+        if len(rows):
+            self.mark_used(rows, step)
+
+    def drop(self, rows: Sequence[int] | np.ndarray, reason: str) -> int:
+        """Evict these trajectories, counted under `reason`, one of REASONS; returns how many. KeyError when one is gone."""
+        if reason not in REASONS:
+            raise ValueError(f"a trajectory is evicted for one of {', '.join(REASONS)}; got {reason!r}.")
+        over = np.zeros(self._store.rows.size, bool)
+        over[self._store.find(rows)] = True
+        count = self._evict(over)
+        self.evicted[reason] += count
+        return count
 
     def enforce_limits(self, step: int) -> dict[str, int]:
-        """Call once at the end of `step`, after book-keeping: evictions by reason (age, reuse, per_question, bytes).
+        """Call once at the end of `step`, after bookkeeping: evictions by reason (age, reuse, per_question, bytes).
 
         Also readies the buffer for the plan of `step + 1`: questions whose cooldown ends re-enter their buckets (one
         replayed at step s with cooldown c is next eligible at s + c + 1), and some dead space is compacted. A question
         whose last trajectory goes is ineligible and keeps its count.
         """
-        counts = {reason: self._evict(doomed(self._store, self.config, reason, step)) for reason in REASONS}
+        counts = {reason: self._evict(over_bound(self._store, self.config, reason, step)) for reason in REASONS}
         for reason, count in counts.items():
             self.evicted[reason] += count
         self._end_cooldowns(step + 1)
@@ -275,6 +354,8 @@ class ExperienceBuffer:
             "group_size": self.group_size,
             "log_prob_dtype": self._store.log.log_prob_dtype.name,
             "next_serial": self._store.next_serial,
+            "next_group": self._next_group,
+            "origins": [asdict(origin) for origin in self._origins],
             "evicted": dict(self.evicted),
             "compacted_tokens": self._store.compacted_tokens,
         }
@@ -301,7 +382,7 @@ class ExperienceBuffer:
         Another `group_size` is refused unless allowed; then counts are scaled to it and clamped to 1..K-1. The log-prob
         dtype of `config` applies (float32 to float16 rounds). Raises ValueError when the state contradicts itself.
         """
-        lengths = np.asarray(arrays["row_length"], np.int64)
+        lengths = spans(arrays)
         starts = np.cumsum(lengths) - lengths
         first = np.flatnonzero(np.diff(starts // SEGMENT_TOKENS, prepend=-1))  # row of each piece
         pieces = [
@@ -331,11 +412,13 @@ class ExperienceBuffer:
         `placement` gives each row's piece and its offset there; tokens of a piece that no row covers are dead space.
         """
         check_state(arrays, meta)
-        check_placement(arrays["row_length"], pieces, *placement)
+        check_placement(spans(arrays), pieces, *placement)
         buffer = cls(meta["group_size"], config)
         buffer._restore_questions(arrays)
         buffer._store.fill(arrays, pieces, *placement, len(buffer._names))
         buffer._store.next_serial = int(meta["next_serial"])
+        buffer._next_group = int(meta["next_group"])
+        buffer._origins = {Origin(**origin): i for i, origin in enumerate(meta["origins"])}
         buffer._store.compacted_tokens = int(meta["compacted_tokens"])
         buffer.evicted |= {reason: int(meta["evicted"].get(reason, 0)) for reason in REASONS}
         members = arrays["bucket_members"]
@@ -397,24 +480,23 @@ class ExperienceBuffer:
 
     # ---- private: trajectories
 
-    def _checked(self, question: str, token_ids, log_probs, reward: float) -> tuple[np.ndarray, np.ndarray]:
-        ids, log_probs = np.asarray(token_ids), np.asarray(log_probs, np.float32)
-        if ids.ndim != 1 or ids.shape != log_probs.shape or not len(ids) or ids.dtype.kind not in "iu":
-            raise ValueError(
-                f"trajectory of question {question!r}: expected as many integer token ids as log-probs, at least one; "
-                f"got ids {ids.dtype}{list(ids.shape)} and log-probs {list(log_probs.shape)}."
-            )
-        if ids.min() < 0 or (ids.dtype != np.int32 and ids.max() > MAX_ID):
-            raise ValueError(f"trajectory of question {question!r}: token ids must fit into 0..2^31-1.")
-        low, high = log_probs.min(), log_probs.max()  # nan if any is nan, and then no comparison holds
-        if not (low >= self._lowest_log_prob and high <= LOG_PROB_SLACK):
-            raise ValueError(
-                f"trajectory of question {question!r}: log-probs must be finite, not above 0 and within "
-                f"{self._store.log.log_prob_dtype.name}; they span {low} to {high}."
-            )
+    def _check_values(self, question: str, reward: float, provenance: Provenance) -> None:
         if not math.isfinite(reward):
             raise ValueError(f"trajectory of question {question!r}: the reward must be finite; got {reward}.")
-        return np.ascontiguousarray(ids, np.int32), log_probs
+        if not NONE <= provenance.group < self._next_group or not math.isfinite(provenance.advantage):
+            raise ValueError(
+                f"trajectory of question {question!r}: its group must come from new_group() and its advantage be finite; "
+                f"got {provenance}."
+            )
+
+    def _start_cooldowns(self, questions: Iterable[int], step: int) -> None:
+        if not self.config.cooldown_steps:
+            return
+        first = step + self.config.cooldown_steps + 1
+        for q in dict.fromkeys(questions):
+            self._leave_bucket(q)
+            self._questions.cool_until[q] = first
+            heapq.heappush(self._cooling, (first, q))
 
     def _evict(self, mask: np.ndarray | None) -> int:
         """Drop the rows under `mask`; a question without any left is not eligible. Returns how many rows went."""

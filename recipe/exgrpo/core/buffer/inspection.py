@@ -5,11 +5,12 @@ Works on a buffer alone: no GPU, no Ray, no model. Nothing here prints.
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 import numpy as np
 
-from recipe.exgrpo.core.buffer.experience import ExperienceBuffer, Trajectory
+from recipe.exgrpo.core.buffer.experience import ExperienceBuffer
+from recipe.exgrpo.core.buffer.records import Trajectory
 
 QUANTILES = {"p10": 0.1, "p50": 0.5, "p90": 0.9}
 
@@ -68,14 +69,33 @@ def trajectories(buffer: ExperienceBuffer, questions: Iterable[str] | None = Non
 
 
 def record(buffer: ExperienceBuffer, trajectory: Trajectory, decode: Callable[[list[int]], str] | None = None) -> dict:
-    """A trajectory as JSON-able values, with its question's latest count, and its text where `decode` is given."""
-    ids = trajectory.token_ids.tolist()
-    found = asdict(trajectory) | {
+    """A trajectory as JSON-able values, with its question's latest count, and its text where `decode` is given.
+
+    What has not been scored is None, and so is the id of a group that is not known.
+    """
+    ids, provenance = trajectory.token_ids.tolist(), trajectory.provenance
+    scores = {name: getattr(trajectory, name) for name in ("entropy", "nll", "drift")}
+    found = {
+        "question": trajectory.question,
         "latest_count": buffer.latest_count(trajectory.question),
+        "row": trajectory.row,
+        "reward": trajectory.reward,
+        "birth_step": trajectory.birth_step,
+        "use_count": trajectory.use_count,
+        **{name: None if math.isnan(value) else value for name, value in scores.items()},
+        "group": None if provenance.group < 0 else provenance.group,
+        "group_successes": provenance.successes,
+        "group_size": provenance.size,
+        "advantage": provenance.advantage,
+        "source": trajectory.origin.source,
+        "chat_template": trajectory.origin.chat_template,
+        "temperature": trajectory.origin.temperature,
+        "prompt_hash": f"{trajectory.prompt_hash:016x}",
         "length": len(ids),
-        "entropy": None if math.isnan(trajectory.entropy) else trajectory.entropy,
+        "prompt_ids": trajectory.prompt_ids.tolist(),
         "token_ids": ids,
         "log_probs": trajectory.log_probs.tolist(),
+        "mask": trajectory.mask.tolist(),
     }
     return found if decode is None else found | {"text": decode(ids)}
 

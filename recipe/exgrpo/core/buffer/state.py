@@ -1,8 +1,11 @@
 """The experience buffer's state at rest: a frozen view to write from, its encoding as arrays, and what makes it valid.
 
 Arrays (R live trajectories in insertion order, Q questions, T tokens):
-    row_serial i8, row_question i4, row_length i4, row_reward f8, row_birth_step i4, row_use_count i4, row_entropy f4,
-    row_digest u8: [R]; token_ids i4, log_probs f4 or f2: [T], one trajectory after the other;
+    row_serial i8, row_question i4, row_prompt_length i4, row_length i4, row_reward f8, row_birth_step i4, row_group i4,
+    row_group_successes i2, row_group_size i2, row_advantage f8, row_origin i2 (index into `origins` of the meta),
+    row_use_count i4, row_entropy f4, row_nll f4, row_drift f4, row_digest u8, row_prompt_hash u8: [R];
+    token_ids i4, log_probs f4 or f2: [T], one trajectory after the other, each its prompt (where stored) and its response;
+    a nan log-prob marks a token that the model did not write;
     question_names u1 (UTF-8, concatenated), question_name_lengths i4 [Q] in characters (0: index given back),
     question_count i2 [Q] (-1: none), question_cool_until i4 [Q] (-1: not cooling), question_free i4, retired i4,
     bucket_members i4 (buckets 0..K, each in draw order), bucket_sizes i8 [K + 1].
@@ -14,7 +17,7 @@ from dataclasses import dataclass
 import numpy as np
 
 NONE = -1  # no count, no place in a bucket, no previous row, no cooldown, a dead row's question
-STATE_VERSION = 1
+STATE_VERSION = 2
 
 
 @dataclass(frozen=True)
@@ -43,13 +46,18 @@ class Snapshot:
         if not len(rows):
             return
         segment, offset = (column[rows].astype(np.int64) for column in self.placement)
-        length = self.rows["row_length"][rows].astype(np.int64)
+        length = spans(self.rows)[rows]
         breaks = (segment[1:] != segment[:-1]) | (offset[1:] != offset[:-1] + length[:-1])
         starts = np.concatenate([[0], np.flatnonzero(breaks) + 1])
         for first, size in zip(starts.tolist(), np.add.reduceat(length, starts).tolist(), strict=True):
             ids, log_probs = self.segments[int(segment[first])]
             at = int(offset[first])
             yield ids[at : at + size], log_probs[at : at + size]
+
+
+def spans(arrays: dict[str, np.ndarray]) -> np.ndarray:
+    """Tokens of each row in the log, prompt and response, int64 [R]."""
+    return arrays["row_prompt_length"] + arrays["row_length"].astype(np.int64)
 
 
 def encode_names(names: list[str]) -> dict[str, np.ndarray]:
@@ -89,6 +97,9 @@ def _contradictions(arrays, meta):
     yield bool((np.diff(serial) <= 0).any()) or bool((serial >= meta["next_serial"]).any()), "row serials do not ascend"
     yield _outside(question, total), "a trajectory belongs to no question"
     yield bool((arrays["row_length"] <= 0).any()), "a trajectory has no tokens"
+    yield bool((arrays["row_prompt_length"] < 0).any()), "a prompt has a negative length"
+    yield _outside(arrays["row_origin"], len(meta["origins"])), "a trajectory's origin is not known"
+    yield _outside(arrays["row_group"] + 1, meta["next_group"] + 1), "a trajectory's group was never made"
     yield bool(((count < NONE) | (count >= group_size)).any()), f"a success count is outside 0..{group_size - 1}"
     yield _outside(retired, total) or _outside(free, total), "a retired or free question index does not exist"
     yield len(np.unique(retired)) < len(retired) or bool((names < 0).any()), "a question is retired twice or unnamed"

@@ -9,14 +9,19 @@ from collections.abc import Sequence
 import numpy as np
 
 from recipe.exgrpo.core.buffer.columns import Columns, TokenLog
-from recipe.exgrpo.core.buffer.state import NONE
+from recipe.exgrpo.core.buffer.records import CheckedResponse, Provenance
+from recipe.exgrpo.core.buffer.state import NONE, spans
 
 # Rows stand in insertion order and `serial`, the handle of a trajectory, grows with them: a handle is found by
-# bisection, is never used twice, and survives compaction and checkpoints.
+# bisection, is never used twice, and survives compaction and checkpoints. A row's slice of the token log is its prompt (where
+# that is stored), then its response; a nan log-prob there marks a token that the model did not write, so a mask costs nothing.
 ROW_DTYPES = {
-    "serial": "i8", "question": "i4", "previous": "i4", "segment": "i4", "offset": "i4", "length": "i4",
-    "reward": "f8", "birth_step": "i4", "use_count": "i4", "entropy": "f4", "digest": "u8",
+    "serial": "i8", "question": "i4", "previous": "i4", "segment": "i4", "offset": "i4", "prompt_length": "i4",
+    "length": "i4", "reward": "f8", "birth_step": "i4", "group": "i4", "group_successes": "i2", "group_size": "i2",
+    "advantage": "f8", "origin": "i2", "use_count": "i4", "entropy": "f4", "nll": "f4", "drift": "f4",
+    "digest": "u8", "prompt_hash": "u8",
 }  # fmt: skip
+SCORES = ("entropy", "nll", "drift")
 ROW_BYTES = sum(np.dtype(d).itemsize for d in ROW_DTYPES.values())
 MAX_DEAD_SHARE = 0.1  # of the live tokens, before segments are compacted
 COMPACTED_SEGMENTS = 4  # worth of tokens moved in one `compact`, so that a step never waits for long
@@ -48,31 +53,43 @@ class TrajectoryStore:
         """Rows of every question, int32."""
         return self._lists.live("held")
 
-    def append(self, q: int, ids: np.ndarray, log_probs: np.ndarray, digest: int, reward: float, step: int) -> None:
-        """Store a trajectory (int32 and float32 [L]) as the latest of question `q`."""
+    def append(self, q: int, response: CheckedResponse, reward: float, step: int, digest: int, origin: int) -> int:
+        """Store a trajectory as the latest of question `q`; returns its position. The caller sets prompt hash and group."""
         self._make_room()
         rows, at = self.rows, self.rows.append()
-        rows.segment[at], rows.offset[at] = self.log.append(ids, log_probs)
+        rows.segment[at], rows.offset[at] = self.log.append(*response.span())
         rows.serial[at] = self.next_serial
         rows.question[at] = q
         rows.previous[at] = self._lists.last[q]
-        rows.length[at] = len(ids)
+        rows.prompt_length[at] = len(response.prompt_ids)
+        rows.length[at] = len(response.token_ids)
         rows.reward[at] = reward
         rows.birth_step[at] = step
+        rows.origin[at] = origin
         rows.use_count[at] = 0
-        rows.entropy[at] = math.nan
+        rows.entropy[at] = rows.nll[at] = rows.drift[at] = math.nan
         rows.digest[at] = digest
         self.next_serial += 1
         self.live_rows += 1
         self.live_questions += self._lists.held[q] == 0
         self._lists.last[q] = at
         self._lists.held[q] += 1
+        return at
+
+    def set_provenance(self, at: int, prompt_hash: int, provenance: Provenance) -> None:
+        """Complete a row that was just appended."""
+        rows = self.rows
+        rows.prompt_hash[at] = prompt_hash
+        rows.group[at] = provenance.group
+        rows.group_successes[at] = provenance.successes
+        rows.group_size[at] = provenance.size
+        rows.advantage[at] = provenance.advantage
 
     def holds(self, q: int, ids: np.ndarray, digest: int) -> bool:
         """Whether question `q` has exactly these ids; `digest` is their hash, and the ids decide."""
         rows, at = self.rows, int(self._lists.last[q])
         while at != NONE:
-            if rows.digest[at] == digest and np.array_equal(ids, self.tokens(at)[0]):
+            if rows.digest[at] == digest and np.array_equal(ids, self.span(at)[0][rows.prompt_length[at] :]):
                 return True
             at = int(rows.previous[at])
         return False
@@ -85,17 +102,26 @@ class TrajectoryStore:
             at = int(self.rows.previous[at])
         return found[::-1]
 
-    def position(self, serial: int) -> int:
-        """Where the trajectory with handle `serial` stands; KeyError when it was dropped."""
-        at = int(self.rows.live("serial").searchsorted(serial))
-        if at == self.rows.size or self.rows.serial[at] != serial or self.rows.question[at] == NONE:
-            raise KeyError(f"trajectory {serial} is not in the buffer: evicted, or its question retired")
+    def find(self, serials: Sequence[int] | np.ndarray) -> np.ndarray:
+        """Where the trajectories with these handles stand, int64 [n]; KeyError when one was dropped."""
+        serials = np.atleast_1d(np.asarray(serials, np.int64))
+        rows, at = self.rows, self.rows.live("serial").searchsorted(serials)
+        found = at < rows.size
+        found[found] = (rows.serial[at[found]] == serials[found]) & (rows.question[at[found]] != NONE)
+        if not found.all():
+            gone = serials[~found][0]
+            raise KeyError(f"trajectory {gone} is not in the buffer: evicted, or its question retired")
         return at
 
-    def tokens(self, at: int) -> tuple[np.ndarray, np.ndarray]:
-        """Views of the ids and log-probs (as stored) of the row at a position."""
+    def span(self, at: int) -> tuple[np.ndarray, np.ndarray]:
+        """Views of the ids and log-probs (as stored) of the row at a position, its prompt first."""
         rows = self.rows
-        return self.log.view(int(rows.segment[at]), int(rows.offset[at]), int(rows.length[at]))
+        length = int(rows.prompt_length[at]) + int(rows.length[at])
+        return self.log.view(int(rows.segment[at]), int(rows.offset[at]), length)
+
+    def spans(self) -> np.ndarray:
+        """Tokens that each row has in the log, prompt and response, int64 [rows]."""
+        return self.rows.live("prompt_length") + self.rows.live("length").astype(np.int64)
 
     def alive(self) -> np.ndarray:
         """Which rows are live, bool [rows]."""
@@ -120,15 +146,15 @@ class TrajectoryStore:
         rows, budget = self.rows, COMPACTED_SEGMENTS * self.log.segment_tokens
         while budget > 0 and (segment := self.log.deadest_segment(MAX_DEAD_SHARE)) is not None:
             for at in np.flatnonzero(self.alive() & (rows.live("segment") == segment)).tolist():
-                length = int(rows.length[at])
-                rows.segment[at], rows.offset[at] = self.log.append(*self.tokens(at))
-                self.log.free(segment, length)
-                self.compacted_tokens += length
-                budget -= length
+                ids, log_probs = self.span(at)
+                rows.segment[at], rows.offset[at] = self.log.append(ids, log_probs)
+                self.log.free(segment, len(ids))
+                self.compacted_tokens += len(ids)
+                budget -= len(ids)
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the live trajectories: tokens, log-probs and row columns."""
+        """Bytes of the live trajectories: tokens with log-probs (stored prompts included) and row columns."""
         return self.log.live_tokens * self.log.token_bytes + self.live_rows * ROW_BYTES
 
     @property
@@ -146,8 +172,8 @@ class TrajectoryStore:
         self, arrays: dict[str, np.ndarray], pieces, piece: np.ndarray, offset: np.ndarray, questions: int
     ) -> None:
         """Take over the rows of a checked state; `pieces` are adopted as segments without a copy."""
-        question, length = arrays["row_question"], arrays["row_length"]
-        live = np.bincount(piece, length, minlength=len(pieces)).astype(np.int64)
+        question, lengths = arrays["row_question"], spans(arrays)
+        live = np.bincount(piece, lengths, minlength=len(pieces)).astype(np.int64)
         numbers = np.zeros(len(pieces), np.int32)
         for i, (ids, log_probs) in enumerate(pieces):
             if live[i]:
@@ -166,7 +192,7 @@ class TrajectoryStore:
     def _free(self, positions: Sequence[int]) -> None:
         rows = self.rows
         for at in positions:
-            self.log.free(int(rows.segment[at]), int(rows.length[at]))
+            self.log.free(int(rows.segment[at]), int(rows.prompt_length[at]) + int(rows.length[at]))
             rows.question[at] = NONE
         self.live_rows -= len(positions)
 

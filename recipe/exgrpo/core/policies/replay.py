@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from recipe.exgrpo.core.buffer.experience import ExperienceBuffer, Trajectory
+from recipe.exgrpo.core.buffer import ExperienceBuffer, Response, Trajectory
 from recipe.exgrpo.core.config import ExGRPOConfig
 from recipe.exgrpo.core.outcomes import spread_buckets
 from recipe.exgrpo.core.sampler import sample_questions
@@ -201,7 +201,7 @@ class ReplayManager:
 
     def store(self, question: str, token_ids, log_probs, reward: float, step: int) -> None:
         """Add one fresh successful trajectory (response ids [L], behaviour log-probs [L]) unless it is stored already."""
-        self.report.added += self.buffer.add(question, token_ids, log_probs, reward, step)
+        self.report.added += self.buffer.add(question, Response(token_ids, log_probs), reward, step)
 
     def finish_step(self, step: int, pass_rate: float) -> None:
         """Close the books of `step`: bounds, retired review, and the schedule's look at the fresh rollouts' pass rate."""
