@@ -13,8 +13,8 @@ from recipe.exgrpo.cli import main as cli
 from recipe.exgrpo.lab.evidence import BEGIN, END, load_registration, run_stages, verdict, write_document
 from recipe.exgrpo.lab.report import read_results
 from recipe.exgrpo.lab.tables import write_tables
-from recipe.exgrpo.report.parts import shown, spread
-from recipe.exgrpo.report.stats import Interval, paired
+from recipe.exgrpo.report.parts import difference
+from recipe.exgrpo.report.stats import Interval
 
 torch.set_num_threads(1)
 EVIDENCE = Path(__file__).resolve().parents[2] / "docs/evidence"
@@ -146,10 +146,7 @@ def test_the_command_runs_what_is_missing_and_judges(tmp_path, capsys):
     assert row["runs"] == 2
     assert row["verdict"] in ("supported", "contradicted", "undecided")
     published = read_results(path.parent / "main")
-    assert {name: len(runs.curves) for name, runs in published["addition", "mid"].items()} == {
-        "on_policy": 2,
-        "fill": 2,
-    }
+    assert published.costs["variant"].value_counts().to_dict() == {"on_policy": 2, "fill": 2}
 
 
 def missing_runs(path: Path, folder: Path, *names: str, interrupt: bool = False) -> list[tuple[str, int]]:
@@ -181,8 +178,7 @@ def test_an_interruption_publishes_what_is_finished_unless_more_was_there(tmp_pa
         publish(tmp_path, {"on_policy": [0.5, 0.5, 0.5], "fill": [0.9, 0.9]})
     with pytest.raises(KeyboardInterrupt):
         missing_runs(path, tmp_path, interrupt=True)
-    variants = read_results(path.parent / "main")["addition", "mid"]
-    assert sum(len(runs.curves) for runs in variants.values()) == left
+    assert len(read_results(path.parent / "main").costs) == left
 
 
 def test_no_stage_runs_when_one_of_the_names_is_unknown(tmp_path):
@@ -202,13 +198,14 @@ def published(where: str) -> list[str]:
     """Runs and final differences to on-policy of ExGRPO and the preset, from the tables behind a row of the README."""
     if not where.startswith("laboratory: "):
         rows = {row["variant"]: row for row in json.loads((EVIDENCE / "stack/report.json").read_text())["rows"]}
-        figures = [shown(rows[name], "final_difference", signed=True) for name in ("exgrpo", "robust")]
-        return [str(rows["robust"]["pairs"]), *figures]
-    setting = tuple(where.removeprefix("laboratory: ").removesuffix(" base").split(", "))
-    stage = {"chain": "main", "addition": "second_family", "ways": "several_solutions"}[setting[0]]
-    variants = read_results(EVIDENCE / stage)[setting]
-    pairs = [paired(variants[name].final, variants["on_policy"].final) for name in ("exgrpo", "fill")]
-    return [str(pairs[0].n), *(shown(spread("final", pair), "final", signed=True) for pair in pairs)]
+        found = [rows[name] for name in ("exgrpo", "robust")]
+    else:
+        family, base = where.removeprefix("laboratory: ").removesuffix(" base").split(", ")
+        stage = {"chain": "main", "addition": "second_family", "ways": "several_solutions"}[family]
+        summary = read_results(EVIDENCE / stage).summary("on_policy")
+        rows = {row["variant"]: row for row in summary if (row["family"], row["base"]) == (family, base)}
+        found = [rows[name] for name in ("exgrpo", "fill")]
+    return [str(found[1]["pairs"]), *map(difference("final_difference"), found)]
 
 
 def test_the_figures_in_the_readme_are_those_of_the_published_runs():

@@ -11,6 +11,7 @@ import warnings
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import psutil
 import pytest
 import torch
@@ -20,10 +21,10 @@ from recipe.exgrpo.cli.lab import numbers
 from recipe.exgrpo.lab import grid
 from recipe.exgrpo.lab.bases import BaseRecipe
 from recipe.exgrpo.lab.grid import Axes, Cell, Study, read_all, read_cell, run_grid
-from recipe.exgrpo.lab.report import Runs, figure, markdown, read_results, summarise, write_report
+from recipe.exgrpo.lab.report import SEEDS, SETTING, figure, markdown, read_results, write_report
 from recipe.exgrpo.lab.tables import RESULTS, TIMINGS, TRAINING, read_table, write_tables
 from recipe.exgrpo.lab.trainer import LabSettings
-from recipe.exgrpo.report.stats import area_under_curve, interval, paired, student_cdf, student_quantile
+from recipe.exgrpo.report.comparison import Comparison
 
 torch.set_num_threads(1)
 RECIPE = BaseRecipe(clean_steps=2, faulty_steps=1, batch_size=2)
@@ -172,39 +173,7 @@ def test_a_killed_run_leaves_no_process_and_is_taken_up_by_two_workers(tmp_path)
     again = subprocess.run(command, cwd=root, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, check=True)
     assert json.loads(again.stdout)["cells"] == 8
     assert {path: path.stat().st_mtime_ns for path in before} == before
-    assert len({(row["variant"], row["seed"]) for row in read_table(out / RESULTS)}) == 8
-
-
-# ---- statistics
-
-
-@pytest.mark.parametrize(("df", "p", "t"), [
-    (1, 0.975, 12.7062), (2, 0.975, 4.3027), (3, 0.975, 3.1824), (4, 0.975, 2.7764), (5, 0.95, 2.0150),
-    (9, 0.975, 2.2622), (10, 0.995, 3.1693), (30, 0.975, 2.0423), (200, 0.975, 1.9719),
-])  # fmt: skip
-def test_student_quantiles_are_those_of_the_tables(df, p, t):
-    assert student_quantile(p, df) == pytest.approx(t, abs=5e-5)
-    assert student_cdf(t, df) + student_cdf(-t, df) == pytest.approx(1.0)
-
-
-def test_an_interval_covers_its_mean_as_often_as_it_says():
-    rng = np.random.default_rng(0)
-    found = [interval(rng.normal(3.0, 2.0, 5).tolist()) for _ in range(4000)]
-    assert np.mean([abs(one.mean - 3.0) <= one.half for one in found]) == pytest.approx(0.95, abs=0.012)
-
-
-def test_differences_are_paired_by_key():
-    found = paired({"a": 1.0, "b": 2.0, "c": 9.0}, {"b": 1.5, "a": 0.4, "d": 0.0})
-    assert (found.mean, found.n) == (pytest.approx(0.55), 2)
-    assert found.half == pytest.approx(12.7062 * 0.05, rel=1e-4)
-    assert not found.excludes_zero
-    assert math.isnan(interval([1.0]).half)
-    assert paired({"a": 1.0}, {"b": 1.0}) is None
-
-
-def test_the_area_is_the_mean_height():
-    assert area_under_curve([0, 10, 40], [0.0, 1.0, 1.0]) == pytest.approx((5 + 30) / 40)
-    assert area_under_curve([0], [0.3]) == 0.3
+    assert len(read_table(out / RESULTS)[["variant", "seed"]].drop_duplicates()) == 8
 
 
 # ---- tables and report
@@ -231,11 +200,11 @@ def fixed_results(folder: Path) -> Path:
     return folder
 
 
-def test_tables_have_a_row_an_evaluation_and_keep_wall_times_apart(tmp_path):
-    rows = read_table(fixed_results(tmp_path) / RESULTS)
-    assert len(rows) == 3 * 8
-    assert "seconds" not in rows[0]
-    assert [row["seconds"] for row in read_table(tmp_path / TIMINGS)][:3] == [0.5, 1.5, 2.5]
+def test_tables_have_one_row_per_evaluation_and_keep_wall_times_apart(tmp_path):
+    table = read_table(fixed_results(tmp_path) / RESULTS)
+    assert len(table) == 3 * 8
+    assert "seconds" not in table
+    assert read_table(tmp_path / TIMINGS)["seconds"].tolist()[:3] == [0.5, 1.5, 2.5]
 
 
 def test_a_report_is_the_same_bytes_from_the_same_results(tmp_path):
@@ -249,7 +218,7 @@ def test_a_report_is_the_same_bytes_from_the_same_results(tmp_path):
 
 
 def test_a_report_pairs_runs_by_seed_and_marks_what_excludes_zero(tmp_path):
-    rows = summarise(read_results(fixed_results(tmp_path)), "on_policy")
+    rows = read_results(fixed_results(tmp_path)).summary("on_policy")
     by = {row["variant"]: row for row in rows}
     assert list(by) == ["on_policy", "exgrpo", "fill"]
     assert by["on_policy"]["final_difference"] is None
@@ -262,6 +231,14 @@ def test_a_report_pairs_runs_by_seed_and_marks_what_excludes_zero(tmp_path):
     assert "| `fill` | 3 | 0.563 ± 0.137 | **+0.210 ± 0.025** |" in text
     assert "-0.010 ± 0.508 |" in text
     assert "**-0.010" not in text
+
+
+def test_runs_of_a_variant_evaluated_at_different_steps_are_refused(tmp_path):
+    path = fixed_results(tmp_path) / RESULTS
+    table = read_table(path)
+    table[~((table["variant"] == "exgrpo") & (table["seed"] == 1) & (table["step"] == 10))].to_parquet(path)
+    with pytest.raises(ValueError, match="runs of exgrpo on chain, mid were evaluated at different steps"):
+        read_results(tmp_path)
 
 
 def test_a_report_against_a_variant_that_is_not_there_is_refused(tmp_path):
@@ -308,9 +285,16 @@ def test_seeds_are_written_as_ranges_and_lists(capsys):
 
 def test_a_figure_of_many_variants_keeps_its_panels():
     """Thirty entries in a panel's own legend left no room for the curves; matplotlib only warns."""
-    names = [f"variant_{i}" for i in range(30)]
-    runs = Runs(steps=[0, 10, 20], curves={(0, 0): [0.1, 0.2, 0.3], (0, 1): [0.1, 0.3, 0.3]})
+    rows = [
+        ("chain", base, f"variant_{i}", 0, seed, step, 0.1 + 0.01 * step + 0.1 * seed)
+        for base in ("weak", "mid", "bimodal")
+        for i in range(30)
+        for seed in (0, 1)
+        for step in (0, 10, 20)
+    ]
+    columns = ["family", "base", "variant", "base_seed", "seed", "step", "pass_rate"]
+    table = pd.DataFrame(rows, columns=columns)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        drawn = figure({("chain", base): dict.fromkeys(names, runs) for base in ("weak", "mid", "bimodal")})
+        drawn = figure(Comparison(table, table.drop(columns=["step", "pass_rate"]), SETTING, SEEDS))
     assert drawn.startswith(b"\x89PNG")

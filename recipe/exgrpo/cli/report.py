@@ -7,15 +7,17 @@ RUN is a run's folder (`trainer.default_local_dir`). Runs of one variant that di
 import argparse
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import pandas as pd
 from rich.console import Console
 from rich.markup import escape
 
 from recipe.exgrpo.lab.files import write_atomically
-from recipe.exgrpo.report.groups import Group, summarise
-from recipe.exgrpo.report.output import figure, markdown, show
+from recipe.exgrpo.report.groups import Group, compare, summarise
+from recipe.exgrpo.report.output import markdown, show
+from recipe.exgrpo.report.parts import learning_curves
 from recipe.exgrpo.report.remarks import remarks
 from recipe.exgrpo.runs.metrics import read_run
 from verl_ext.text import one_line
@@ -74,25 +76,30 @@ def write_report(groups: Sequence[Group], against: str | None, out: Path) -> dic
 
     Raises ValueError when no group is called `against` (None: the first).
     """
-    by_name = {group.name: group for group in groups}
-    reference = by_name.get(against or groups[0].name)
-    if reference is None:
-        raise ValueError(f"--against {against}: there is no such line; there are {', '.join(by_name)}.")
-    rows, notes = summarise(groups, reference), remarks(groups, reference)
-    answer = {"against": reference.name, "rows": rows, "remarks": notes, "curves": _curves(groups)}
-    described = json.dumps(answer, indent=2, ensure_ascii=False) + "\n"
-    contents = (markdown(rows, notes, groups, reference).encode(), described.encode(), figure(groups))
+    names = [group.name for group in groups]
+    reference = against or names[0]
+    if reference not in names:
+        raise ValueError(f"--against {against}: there is no such line; there are {', '.join(names)}.")
+    comparison = compare(groups)
+    curves = {name: curve for name in names if (curve := comparison.curve((name,))) is not None}
+    rows, notes = summarise(groups, comparison, reference), remarks(groups, comparison, reference)
+    answer = {"against": reference, "rows": rows, "remarks": notes, "curves": _described(curves)}
+    contents = (
+        markdown(rows, notes, groups, reference).encode(),
+        (json.dumps(answer, indent=2, ensure_ascii=False) + "\n").encode(),
+        learning_curves({"": curves}, "held-out pass rate"),
+    )
     for name, content in zip(FILES, contents, strict=True):
         write_atomically(out / name, content)
     return answer
 
 
-def _curves(groups: Sequence[Group]) -> dict[str, dict]:
+def _described(curves: Mapping[str, pd.DataFrame]) -> dict[str, dict]:
+    """Curves as JSON has them."""
     return {
-        group.name: {
-            "steps": group.curves.steps,
-            "runs": [{"seed": seed, "pass_rate": rates} for seed, rates in group.curves.rates.items()],
+        name: {
+            "steps": curve.index.tolist(),
+            "runs": [{"seed": seed, "pass_rate": rates.tolist()} for seed, rates in curve.items()],
         }
-        for group in groups
-        if group.curves
+        for name, curve in curves.items()
     }

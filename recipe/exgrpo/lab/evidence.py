@@ -9,6 +9,7 @@ import os
 import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -17,15 +18,24 @@ import yaml
 from recipe.exgrpo.lab.bases import BaseRecipe
 from recipe.exgrpo.lab.files import content_key, write_atomically
 from recipe.exgrpo.lab.grid import Axes, Study, read_cell, run_grid
-from recipe.exgrpo.lab.report import Settings, figure, read_results, setting_tables, summarise
+from recipe.exgrpo.lab.report import figure, read_results, setting_tables
 from recipe.exgrpo.lab.suites import REFERENCE, suite
 from recipe.exgrpo.lab.tables import RESULTS, TIMINGS, write_tables
 from recipe.exgrpo.lab.trainer import LabSettings
-from recipe.exgrpo.report.parts import shown, spread, table_lines
-from recipe.exgrpo.report.stats import Interval, paired
+from recipe.exgrpo.report.comparison import Comparison, final, mean_height, spread
+from recipe.exgrpo.report.parts import Columns, difference, markdown_table, number
+from recipe.exgrpo.report.stats import Interval
 
 BEGIN, END = "<!-- results: made by `exgrpo lab evidence`, do not edit -->", "<!-- end of results -->"
-HEADER = ("", "claim", "setting", "runs", "final difference", "area difference", "verdict")
+COLUMNS: Columns = {
+    "": number("id"),
+    "claim": number("claim"),
+    "setting": number("setting"),
+    "runs": lambda row: f"{row['runs']} of {row['planned']}",
+    "final difference": difference("final"),
+    "area difference": difference("area"),
+    "verdict": number("verdict"),
+}
 EXPECTED = ("above", "below", "not_below")
 
 
@@ -130,9 +140,7 @@ def run_stages(
 
 def published_runs(folder: Path) -> int:
     """How many runs the tables in `folder` hold; 0 without tables."""
-    if not (folder / RESULTS).exists():
-        return 0
-    return sum(len(runs.curves) for variants in read_results(folder).values() for runs in variants.values())
+    return len(read_results(folder).costs) if (folder / RESULTS).exists() else 0
 
 
 def publish(results: list[dict], scratch: Path, folder: Path) -> None:
@@ -158,28 +166,25 @@ def verdict(found: Interval | None, expect: str, margin: float, planned: int) ->
     return "supported" if low > border else "contradicted" if high < border else "undecided"
 
 
-def judge(registration: Registration, results: Mapping[str, Settings]) -> list[dict[str, Any]]:
-    """One JSON-able row a hypothesis and setting: the paired differences and the verdict on the final one."""
+def judge(registration: Registration, results: Mapping[str, Comparison]) -> list[dict[str, Any]]:
+    """One JSON-able row per hypothesis and setting: the paired differences and the verdict on the final one."""
     rows = []
     for hypothesis in registration.hypotheses:
         stage = registration.stages[hypothesis.stage]
-        found = results.get(hypothesis.stage, {})
-        for setting in ((name, base) for name in stage.families for base in hypothesis.bases or stage.bases):
-            variants = found.get(setting, {})
-            ours, other = (variants.get(name) for name in (hypothesis.variant, hypothesis.against))
-            final = paired(ours.final, other.final) if ours and other else None
-            area = paired(ours.area, other.area) if ours and other else None
+        found = results.get(hypothesis.stage)
+        for setting in product(stage.families, hypothesis.bases or stage.bases):
+            pairs = found and found.difference((*setting, hypothesis.variant), hypothesis.against)
             rows.append(
                 {"id": hypothesis.id, "claim": hypothesis.claim, "setting": ", ".join(setting)}
-                | {"runs": final.n if final else 0, "planned": stage.runs}
-                | spread("final", final)
-                | spread("area", area)
-                | {"verdict": verdict(final, hypothesis.expect, hypothesis.margin, stage.runs)}
+                | {"runs": 0 if pairs is None else pairs.shape[1], "planned": stage.runs}
+                | spread("final", final(pairs))
+                | spread("area", mean_height(pairs))
+                | {"verdict": verdict(final(pairs), hypothesis.expect, hypothesis.margin, stage.runs)}
             )
     return rows
 
 
-def results_of(path: Path, registration: Registration) -> dict[str, Settings]:
+def results_of(path: Path, registration: Registration) -> dict[str, Comparison]:
     """The published tables of every stage that has some."""
     folders = {name: path.parent / name for name in registration.stages}
     return {name: read_results(folder) for name, folder in folders.items() if (folder / RESULTS).exists()}
@@ -193,18 +198,13 @@ def write_document(path: Path, document: Path) -> list[dict[str, Any]]:
     text = document.read_text(encoding="utf-8")
     if text.count(BEGIN) != 1 or text.count(END) != 1 or text.index(BEGIN) > text.index(END):
         raise ValueError(f"{document} must have the line {BEGIN!r} once, and {END!r} after it.")
-    parts = ["## Verdicts", "", *table_lines(HEADER, [_cells(row) for row in rows])]
-    for name, settings in results.items():
+    parts = ["## Verdicts", "", *markdown_table(COLUMNS, rows)]
+    for name, found in results.items():
         picture = path.parent / name / "curves.png"
-        write_atomically(picture, figure(settings))
-        parts += ["", f"## Stage `{name}`", *setting_tables(summarise(settings, REFERENCE), level=3)]
+        write_atomically(picture, figure(found))
+        parts += ["", f"## Stage `{name}`", *setting_tables(found.summary(REFERENCE), heading="###")]
         parts += ["", f"![learning curves of {name}]({os.path.relpath(picture, document.parent)})"]
     head, _, rest = text.partition(BEGIN)
     tail = rest.partition(END)[2]
     write_atomically(document, "\n".join([head + BEGIN, "", *parts, "", END + tail]).encode())
     return rows
-
-
-def _cells(row: dict[str, Any]) -> list[str]:
-    differences = [shown(row, name, signed=True) for name in ("final", "area")]
-    return [row["id"], row["claim"], row["setting"], f"{row['runs']} of {row['planned']}", *differences, row["verdict"]]

@@ -1,74 +1,106 @@
-"""What reports have in common: lines of Markdown tables, means with intervals as JSON and text, curves with their bands."""
+"""What reports have in common: Markdown tables of rows with means and intervals, and a figure of learning curves with bands."""
 
 import io
-import math
-from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
+import pandas as pd
 
-from recipe.exgrpo.report.stats import Interval, interval
+from recipe.exgrpo.report.stats import interval
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
+
+Columns = Mapping[str, Callable[[dict], str]]  # header -> the cell of a row
+
+BANDS = 8  # variants in a figure that still have bands; those of more would hide the curves
+LEGEND_COLUMNS = 6
 
 
-def table_lines(header: Sequence[str], rows: Iterable[Iterable[str]]) -> list[str]:
-    """A Markdown table."""
-    return [_line(header), _line(["---"] * len(header)), *map(_line, rows)]
+def markdown_table(columns: Columns, rows: Iterable[dict]) -> list[str]:
+    """Lines of a Markdown table."""
+    return [_line(columns), _line(["---"] * len(columns)), *(_line(cells(columns, row)) for row in rows)]
 
 
-def _line(cells: Iterable[str]) -> str:
-    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+def cells(columns: Columns, row: dict) -> list[str]:
+    """The cells of one row."""
+    return [cell(row) for cell in columns.values()]
 
 
-def spread(name: str, found: Interval | None) -> dict[str, float | None]:
-    """`name` and `name_half` as JSON has them: null for what there is not."""
-    if found is None:
-        return {name: None, f"{name}_half": None}
-    return {name: found.mean, f"{name}_half": None if math.isnan(found.half) else found.half}
+def _line(texts: Iterable[str]) -> str:
+    return "| " + " | ".join(text.replace("|", "\\|") for text in texts) + " |"
 
 
-def shown(row: dict, name: str, signed: bool = False) -> str:
-    """A mean and its half width from `spread`; a signed one (a difference) is bold when its interval excludes zero."""
+def code(name: str) -> Callable[[dict], str]:
+    """A column of names, as code."""
+    return lambda row: f"`{row[name]}`"
+
+
+def number(name: str, form: str = "") -> Callable[[dict], str]:
+    """A column of plain values in the format `form`, a dash where there is none."""
+    return lambda row: "–" if row[name] is None else format(row[name], form)
+
+
+def level(name: str) -> Callable[[dict], str]:
+    """A column of means with half widths (`name` and `name_half`)."""
+    return lambda row: _mean(row, name, ".3f")
+
+
+def difference(name: str) -> Callable[[dict], str]:
+    """The same with its sign, bold where the interval excludes zero."""
+
+    def cell(row: dict) -> str:
+        text, half = _mean(row, name, "+.3f"), row[f"{name}_half"]
+        return f"**{text}**" if half is not None and abs(row[name]) > half else text
+
+    return cell
+
+
+def _mean(row: dict, name: str, form: str) -> str:
     mean, half = row[name], row[f"{name}_half"]
     if mean is None:
         return "–"
-    text = f"{mean:+.3f}" if signed else f"{mean:.3f}"
-    text = text if half is None else f"{text} ± {half:.3f}"
-    return f"**{text}**" if signed and half is not None and abs(mean) > half else text
+    return format(mean, form) + ("" if half is None else f" ± {half:.3f}")
 
 
-def draw_curve(
-    panel: "Axes",
-    label: str,
-    steps: Sequence[int],
-    curves: Iterable[Sequence[float]],
-    look: tuple[Any, str] = (None, "-"),
-    band: bool = True,
-) -> None:
-    """The mean of `curves` (each of len(steps)) as a line, its 95 % t-interval as a band; no band for a single one.
+def learning_curves(panels: Mapping[str, Mapping[str, pd.DataFrame]], label: str, colormap: str = "tab10") -> bytes:
+    """Learning curves as PNG, the same bytes for the same curves: the mean of the runs, and its 95 % t-interval as a band.
 
-    `look` is the colour (None: the next of the cycle) and the style of the line.
+    A variant has one colour in all panels, and one entry in the legend below them.
+
+    Args:
+        panels: title -> variant -> pass rates, float [steps, runs], without NaN.
+        label: of the y-axis.
+        colormap: a qualitative one of matplotlib; its colours are used again, dashed, when they are used up.
     """
-    heights = [interval(values) for values in zip(*curves, strict=True)]
-    mean, half = np.array([h.mean for h in heights]), np.nan_to_num([h.half for h in heights])
-    (line,) = panel.plot(steps, mean, label=label, color=look[0], linestyle=look[1])
-    if band:
-        panel.fill_between(steps, mean - half, mean + half, alpha=0.15, color=line.get_color(), linewidth=0)
+    from matplotlib import colormaps
+    from matplotlib.figure import Figure
 
-
-def finish_panel(panel: "Axes", title: str, xlabel: str, ylabel: str, legend: bool = True) -> None:
-    """Labels, grid and, if there is a curve, its legend."""
-    panel.set(title=title, xlabel=xlabel, ylabel=ylabel)
-    panel.grid(alpha=0.3)
-    if legend and panel.lines:
-        panel.legend(fontsize="small", loc="lower right")
-
-
-def png(drawing: "Figure") -> bytes:
-    """The figure as PNG, the same bytes for the same figure."""
+    colours = colormaps[colormap].colors
+    names = list(dict.fromkeys(name for curves in panels.values() for name in curves))
+    looks = {name: (colours[i % len(colours)], ("-", "--")[i // len(colours) % 2]) for i, name in enumerate(names)}
+    legend_height = 0.25 * -(-len(names) // LEGEND_COLUMNS)
+    drawing = Figure(figsize=(max(5.5 * len(panels), 8), 4.2 + legend_height), layout="constrained")
+    entries = {}
+    for panel, (title, curves) in zip(drawing.subplots(1, len(panels), squeeze=False)[0], panels.items(), strict=True):
+        for name, rates in curves.items():
+            _draw_curve(panel, name, rates, looks[name], len(names) <= BANDS)
+        entries |= {line.get_label(): line for line in panel.lines}
+        panel.set(title=title, xlabel="step", ylabel=label)
+        panel.grid(alpha=0.3)
+    if names:
+        handles = [entries[name] for name in names]
+        drawing.legend(handles=handles, loc="outside lower center", ncols=LEGEND_COLUMNS)
     content = io.BytesIO()
     drawing.savefig(content, format="png", dpi=120, metadata={"Software": None})
     return content.getvalue()
+
+
+def _draw_curve(panel: "Axes", name: str, curves: pd.DataFrame, look: tuple[Sequence[float], str], band: bool) -> None:
+    """The mean of `curves` [steps, runs] as a line of colour and style `look`; a single run has no band."""
+    heights = [interval(rates) for rates in curves.to_numpy()]
+    mean, half = np.array([h.mean for h in heights]), np.nan_to_num([h.half for h in heights])
+    panel.plot(curves.index, mean, label=name, color=look[0], linestyle=look[1])
+    if band:
+        panel.fill_between(curves.index, mean - half, mean + half, alpha=0.15, color=look[0], linewidth=0)

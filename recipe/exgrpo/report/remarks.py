@@ -1,8 +1,9 @@
-"""What limits a comparison of runs, a sentence each: every reader of the table must know it."""
+"""What limits a comparison of runs, one sentence each: what every reader of the table must know."""
 
 from collections.abc import Iterator, Sequence
 
-from recipe.exgrpo.report.groups import Group, compared
+from recipe.exgrpo.report.comparison import Comparison
+from recipe.exgrpo.report.groups import Group
 from recipe.exgrpo.runs.metrics import VALIDATION
 from verl_ext.text import one_line
 
@@ -10,11 +11,13 @@ from verl_ext.text import one_line
 OWN = ("seed", "trainer.default_local_dir", ".experiment_name", "trainer.total_training_steps")
 
 
-def remarks(groups: Sequence[Group], reference: Group) -> list[str]:
+def remarks(groups: Sequence[Group], comparison: Comparison, reference: str) -> list[str]:
     """The sentences, in the order of the groups."""
-    found = [text for group in groups for text in (*_of_runs(group), *_of_group(group))]
-    found += [text for group in groups if group is not reference for text in _of_pair(group, reference)]
-    single = [f"`{group.name}`" for group in groups if len(group.validated) == 1]
+    found = [text for group in groups for text in (*_of_runs(group), *_of_group(group, comparison))]
+    found += [
+        text for group in groups if group.name != reference for text in _of_pair(group.name, comparison, reference)
+    ]
+    single = [f"`{name}`" for (name,), curves in comparison.curves.items() if curves.shape[1] == 1]
     if single:
         found.append(f"Without interval or band, for a single run: {', '.join(single)}.")
     return [one_line(text) for text in found]
@@ -24,22 +27,24 @@ def _of_runs(group: Group) -> Iterator[str]:
     for run in group.runs:
         if run.torn:
             yield f"{run.folder}: the last line is torn (an interruption); the run is read up to step {run.last_step}."
-        if not run.validation:
+        if run.validation.empty:
             yield f"{run.folder} has no {VALIDATION} (trainer.test_freq); it is in no held-out figure."
         if not run.settings:
-            yield f"{run.folder} has no record of its start: its seed is unknown, so it has no pair, and so is K."
+            yield f"{run.folder} has no record of its start: its seed and K are unknown, so it has no pair."
 
 
-def _of_group(group: Group) -> Iterator[str]:
-    name, runs = group.name, group.validated.values()
+def _of_group(group: Group, comparison: Comparison) -> Iterator[str]:
+    name, curves = group.name, comparison.curves.get((group.name,))
     lengths = ", ".join(f"{run.folder.name} {run.last_step}" for run in group.runs)
     if len({run.last_step for run in group.runs}) > 1:
         yield f"The runs of `{name}` have unequal length, in steps: {lengths}."
-    if len(runs) > 1 and group.curves is None:
-        yield f"The runs of `{name}` were never validated at the same step; it is in no held-out figure."
-    elif any(list(run.validation) != group.curves.steps for run in runs):
-        steps = group.curves.steps
-        yield f"Held-out figures of `{name}` are at the {len(steps)} steps all its runs share, {steps[0]} to {steps[-1]}."
+    if curves is not None and curves.isna().any(axis=None):
+        shared = curves.dropna().index
+        if shared.empty:
+            yield f"The runs of `{name}` were never validated at the same step; it is in no held-out figure."
+        else:
+            steps = f"{len(shared)} steps all its runs share, {shared[0]} to {shared[-1]}"
+            yield f"Held-out figures of `{name}` are at the {steps}."
     if differing := _unlike(group):
         yield f"The runs of `{name}` differ in more than their seed: {', '.join(differing)}."
 
@@ -55,15 +60,17 @@ def _unlike(group: Group) -> list[str]:
     ]
 
 
-def _of_pair(group: Group, reference: Group) -> Iterator[str]:
-    pair, between = compared(group, reference), f"`{group.name}` and `{reference.name}`"
-    if pair is None:
-        if group.validated and reference.validated:
-            yield f"No difference of {between}: they share no seed, or no step of validation."
+def _of_pair(name: str, comparison: Comparison, reference: str) -> Iterator[str]:
+    ours, theirs = (comparison.curves.get((one,)) for one in (name, reference))
+    if ours is None or theirs is None:
         return
-    left = sorted(map(str, set(group.validated) ^ set(reference.validated)))
-    if left:
-        yield f"Differences of {between} leave out what only one of them has: seed {', '.join(left)}."
-    last = {g.curves.steps[-1] for g in (group, reference) if g.curves}
-    if last != {pair[0].steps[-1]}:
-        yield f"Differences of {between} are up to step {pair[0].steps[-1]}, the last validation that all pairs have."
+    between, pair = f"`{name}` and `{reference}`", comparison.difference((name,), reference)
+    if pair is None:
+        yield f"No difference of {between}: they share no seed, or no step of validation."
+        return
+    alone = ours.columns.symmetric_difference(theirs.columns)
+    if len(alone):
+        yield f"Differences of {between} leave out what only one of them has: seed {', '.join(sorted(map(str, alone)))}."
+    last = {int(curve.index[-1]) for one in (name, reference) if (curve := comparison.curve((one,))) is not None}
+    if last != {pair.index[-1]}:
+        yield f"Differences of {between} are up to step {pair.index[-1]}, the last validation that all pairs have."

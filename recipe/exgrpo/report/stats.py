@@ -1,7 +1,7 @@
-"""The few statistics of the report: means with Student intervals, paired differences, area under a learning curve."""
+"""Means with Student intervals. (SciPy is not among the pinned packages, and this is all that would be used of it.)"""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,10 +14,6 @@ class Interval:
     mean: float
     half: float
     n: int
-
-    @property
-    def excludes_zero(self) -> bool:
-        return abs(self.mean) > self.half
 
 
 def student_cdf(t: float, df: int) -> float:
@@ -34,7 +30,7 @@ def student_cdf(t: float, df: int) -> float:
 
 
 def student_quantile(p: float, df: int) -> float:
-    """The t with P(T <= t) = p, for 0.5 <= p < 1; ValueError otherwise."""
+    """The t with P(T <= t) = p, for 0.5 <= p < 1, by bisection; ValueError otherwise."""
     if not 0.5 <= p < 1 or df < 1:
         raise ValueError(f"need 0.5 <= p < 1 and df >= 1; got p={p}, df={df}")
     low, high = 0.0, 1.0
@@ -46,25 +42,12 @@ def student_quantile(p: float, df: int) -> float:
     return (low + high) / 2
 
 
-def interval(values: Sequence[float], confidence: float = 0.95) -> Interval:
-    """Mean and Student interval; ValueError without values."""
-    if not len(values):
+def interval(values: Sequence[float]) -> Interval:
+    """Mean and 95 % Student interval; ValueError without values."""
+    values = np.asarray(values, float)
+    if not values.size:
         raise ValueError("an interval needs at least one value")
-    n, mean = len(values), float(np.mean(values))
+    n, mean = values.size, float(values.mean())
     if n < 2:
         return Interval(mean, math.nan, n)
-    error = float(np.std(values, ddof=1)) / math.sqrt(n)
-    return Interval(mean, student_quantile(0.5 + confidence / 2, n - 1) * error, n)
-
-
-def paired(values: Mapping, reference: Mapping, confidence: float = 0.95) -> Interval | None:
-    """Interval of value - reference over the keys (seeds) that both have; None without any."""
-    common = sorted(set(values) & set(reference))
-    return interval([values[key] - reference[key] for key in common], confidence) if common else None
-
-
-def area_under_curve(steps: Sequence[float], values: Sequence[float]) -> float:
-    """Mean height of the curve over its steps (trapezoids), so in the units of `values`; the value itself for one point."""
-    if len(steps) == 1:
-        return float(values[0])
-    return float(np.trapezoid(values, steps) / (steps[-1] - steps[0]))
+    return Interval(mean, student_quantile(0.975, n - 1) * float(values.std(ddof=1)) / math.sqrt(n), n)

@@ -1,12 +1,14 @@
 """A training run read back from its folder: the steps of `metrics.jsonl` and the settings of its newest recorded start."""
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import yaml
 
 from recipe.exgrpo.presets.paper_settings import flatten
@@ -19,30 +21,31 @@ SEEDS = ("exgrpo.seed", "data.seed")
 class RunMetrics:
     """One run.
 
-    `rows`: the metrics of its steps, in order. `settings`: dotted key -> value, empty without a record. `starts`: how often
-    it was started. `commit`: of the newest start, with a "+" where files had changed. `torn`: the last line was left out.
+    Attributes:
+        folder: `trainer.default_local_dir`.
+        metrics: one row per logged step, indexed by step (rising), one column per metric; NaN where it was not logged, or was
+            logged as null (not a number).
+        settings: dotted key -> value of the newest start; empty without a record.
+        starts: how often it was started.
+        commit: of the newest start, with a "+" where files had changed; None without a record.
+        torn: whether the last line was left out, torn by an interruption.
     """
 
     folder: Path
-    rows: list[dict[str, Any]]
-    settings: dict[str, Any]
+    metrics: pd.DataFrame
+    settings: Mapping[str, Any]
     starts: int
     commit: str | None
     torn: bool
 
     @cached_property
-    def training(self) -> list[dict[str, Any]]:
-        """The rows of training steps; validation before training has a row of its own."""
-        return [row for row in self.rows if QUESTIONS in row]
-
-    @cached_property
-    def validation(self) -> dict[int, float]:
-        """Step -> held-out pass rate."""
-        return dict(zip(self.steps_with(VALIDATION), self.values(VALIDATION), strict=True))
+    def validation(self) -> pd.Series:
+        """Held-out pass rates, float, indexed by step."""
+        return self.values(VALIDATION)
 
     @property
     def last_step(self) -> int:
-        return self.rows[-1]["step"]
+        return int(self.metrics.index[-1])
 
     @property
     def seed(self) -> int | None:
@@ -54,13 +57,9 @@ class RunMetrics:
         """K; None without a record."""
         return self.settings.get("actor_rollout_ref.rollout.n")
 
-    def steps_with(self, name: str) -> list[int]:
-        """The steps at which `name` has a value; not a number (null) is none."""
-        return [row["step"] for row in self.rows if row.get(name) is not None]
-
-    def values(self, name: str) -> list[float]:
-        """The values of a metric at `steps_with(name)`."""
-        return [float(row[name]) for row in self.rows if row.get(name) is not None]
+    def values(self, name: str) -> pd.Series:
+        """The values of a metric, float, indexed by the steps that have one; empty if it was never logged."""
+        return self.metrics.get(name, pd.Series(index=self.metrics.index[:0])).dropna().astype(float)
 
 
 def read_run(folder: Path) -> RunMetrics:
@@ -81,7 +80,8 @@ def read_run(folder: Path) -> RunMetrics:
         raise ValueError(f"{path}: steps do not rise from line to line.")
     starts = sorted((folder / "record").glob("start-*"))
     newest = starts[-1] if starts else None
-    return RunMetrics(folder, rows, _settings(newest), len(starts), _commit(newest), torn)
+    metrics = pd.DataFrame(rows).set_index("step")
+    return RunMetrics(folder, metrics, _settings(newest), len(starts), _commit(newest), torn)
 
 
 def _parse(line: bytes) -> dict[str, Any] | None:
