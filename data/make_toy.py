@@ -9,7 +9,6 @@ the shipped one bit by bit).
 """
 
 import argparse
-import os
 import sys
 import tempfile
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that the file
 
 from data import toy_task
 from data.toy_task import Noise, Question, make_questions, render_question, render_solution
+from verl_ext.files import move_durably, replacing
 
 TRAIN_QUESTIONS, HELDOUT_QUESTIONS, DATA_SEED = 512, 128, 0
 CHAT_TEMPLATE = (
@@ -57,14 +57,13 @@ def make_splits(
 
 
 def write_parquet(questions: list[Question], split: str, path: Path) -> None:
-    """Rows in verl's schema, under a temporary name first."""
+    """Rows in verl's schema."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     table = pa.Table.from_pylist([toy_task.verl_row(q, split, i) for i, q in enumerate(questions)])
-    with tempfile.TemporaryDirectory(dir=path.parent) as scratch:
-        pq.write_table(table, Path(scratch) / path.name)
-        os.replace(Path(scratch) / path.name, path)
+    with replacing(path) as new:
+        pq.write_table(table, new)
 
 
 def make_tokenizer():
@@ -211,7 +210,7 @@ def save(model, tokenizer, out: Path) -> None:
         tokenizer.save_pretrained(scratch)
         for file in Path(scratch).iterdir():
             file.chmod(0o644)  # safetensors writes 0600
-            os.replace(file, out / file.name)
+            move_durably(file, out / file.name)
 
 
 def main_data(args: argparse.Namespace) -> None:

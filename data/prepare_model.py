@@ -8,7 +8,6 @@ Elliott/Qwen2.5-Math-7B-16k-think: 16,384 positions, rope_theta 40000. Exit code
 
 import argparse
 import json
-import os
 import shutil
 import sys
 from pathlib import Path
@@ -16,6 +15,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that the file also runs as a script
 
 from data.errors import DataError, exit_with_sentence
+from verl_ext.files import new_folder
 
 WEIGHTS = (".safetensors", ".bin")
 
@@ -73,13 +73,8 @@ def main() -> None:
     folder = model_folder(args.model)
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     config = widened(config, args.positions, args.rope_theta)
-    partial = args.out.with_name(f".{args.out.name}.{os.getpid()}.partial")
-    partial.mkdir(parents=True)
-    try:
-        copy_model(folder, partial, config)
-        partial.rename(args.out)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+    with new_folder(args.out) as new:
+        copy_model(folder, new, config)
     print(f"{args.out}: {args.positions} positions, rope_theta {args.rope_theta:g}, weights linked to {folder}")
 
 

@@ -8,8 +8,6 @@ Elliott/Qwen2.5-Math-7B-16k-think does) and for `llama_base`. Exit code 2 and on
 """
 
 import argparse
-import os
-import shutil
 import sys
 from pathlib import Path
 
@@ -18,6 +16,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that the file
 from data.errors import DataError, exit_with_sentence
 from data.prepare_train import load_tokenizer
 from data.prompts import chat_template_for, load_template, template_names
+from verl_ext.files import new_folder
 
 
 def main() -> None:
@@ -35,12 +34,8 @@ def main() -> None:
     own = tokenizer.chat_template
     tokenizer.chat_template = chat_template_for(template, tokenizer)
     print("the model's own chat template fits" if tokenizer.chat_template == own else "chat template changed")
-    partial = args.out.with_name(f".{args.out.name}.{os.getpid()}.partial")
-    try:
-        tokenizer.save_pretrained(partial)
-        partial.rename(args.out)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+    with new_folder(args.out) as new:
+        tokenizer.save_pretrained(new)
     print(tokenizer.apply_chat_template(template.render("1+1?"), add_generation_prompt=True, tokenize=False))
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from data.errors import DataError
+from verl_ext.files import sha256_of
 
 SUFFIXES = (".jsonl", ".json", ".csv", ".parquet")
 _HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
@@ -59,15 +60,9 @@ class LocalSource:
         files = sorted(p for p in self.path.rglob("*") if p.is_file()) if self.path.is_dir() else [self.path]
         digest = hashlib.sha256()
         for file in files:
-            with file.open("rb") as stream:
-                digest.update(hashlib.file_digest(stream, "sha256").digest())
+            digest.update(bytes.fromhex(sha256_of(file)))
         sha256 = sha256_of(self.path) if self.path.is_file() else digest.hexdigest()
         return {"path": str(self.path), "sha256": sha256, "revision": None}
-
-
-def sha256_of(path: Path) -> str:
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def open_source(source: str, config: str | None = None, split: str = "train", revision: str | None = None):

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import re
 import subprocess
 import sys
-import tempfile
 from pathlib import Path
+
+from verl_ext.files import write_atomically
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -58,14 +58,6 @@ def render(lines: list[str]) -> str:
     return HEADER.format(torch=torch, dropped=dropped) + "\n".join(lines) + "\n"
 
 
-def write(path: Path, text: str) -> None:
-    """Write by rename, so that an interrupted run leaves the old lock."""
-    with tempfile.NamedTemporaryFile("w", dir=path.parent, delete=False, encoding="utf-8") as file:
-        file.write(text)
-    os.chmod(file.name, 0o644)
-    os.replace(file.name, path)
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--requirements", type=Path, default=ROOT / "requirements-cpu.in")
@@ -74,7 +66,7 @@ def main() -> None:
     args = parser.parse_args()
     report = json.loads(args.report.read_text(encoding="utf-8")) if args.report else resolve(args.requirements)
     lines = pins(report)
-    write(args.output, render(lines))
+    write_atomically(args.output, render(lines))
     print(f"{args.output}: {len(lines)} packages")
 
 

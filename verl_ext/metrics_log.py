@@ -6,9 +6,10 @@ import json
 import logging
 import math
 import os
-import tempfile
 from pathlib import Path
 from typing import Any
+
+from verl_ext.files import write_atomically
 
 logger = logging.getLogger(__name__)
 
@@ -80,12 +81,7 @@ class JsonlLogger:
 
     def _rewrite(self, records: list[dict[str, Any]]) -> None:
         self._file.close()
-        with tempfile.NamedTemporaryFile("w", dir=self.path.parent, delete=False, encoding="utf-8") as file:
-            file.writelines(_line(record) for record in records)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(file.name, self.path.stat().st_mode & 0o777)
-        os.replace(file.name, self.path)
+        write_atomically(self.path, "".join(_line(record) for record in records))
         self._file = self.path.open("a", encoding="utf-8", buffering=1)
 
 

@@ -1,25 +1,4 @@
-"""What commands write: files that appear whole or not at all, and text of a model that a terminal must not obey."""
-
-import os
-from collections.abc import Iterator
-from contextlib import contextmanager
-from pathlib import Path
-
-from recipe.exgrpo.checkpoint.tensors import sync_folder
-
-
-@contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """A file to write; flushed to the disk, it takes `path`'s place once the block is left without an exception."""
-    new = path.with_name(f".{path.name}.{os.getpid()}.new")
-    try:
-        yield new
-        with open(new, "rb") as file:
-            os.fsync(file.fileno())
-        os.replace(new, path)
-        sync_folder(path.parent)
-    finally:
-        new.unlink(missing_ok=True)
+"""Untrusted text, such as a model's output, as a terminal may show it."""
 
 
 def printable(text: str, keep: str = "\n\t") -> str:

@@ -69,7 +69,7 @@ def test_a_start_that_fails_leaves_nothing(config, monkeypatch):
     def full_disk(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(run_record, "sync_folder", full_disk)
+    monkeypatch.setattr("os.fsync", full_disk)
     with pytest.raises(OSError, match="No space"):
         run_record.record_start(config)
     parent = ROOT / config.trainer.default_local_dir / "record"

@@ -60,16 +60,14 @@ def test_the_lock_is_what_is_installed():
     assert importlib.metadata.version("torch").partition("+")[0] == lock()["torch"]
 
 
-def test_a_report_becomes_sorted_pins_without_local_versions(make_lock, tmp_path):
+def test_a_report_becomes_sorted_pins_without_local_versions(make_lock):
     found = [("zipp", "4.1"), ("Torch", "2.13.0+cpu"), ("Outlines_Core", "0.2"), ("triton", "3.9")]
     report = {"install": [{"metadata": {"name": name, "version": version}} for name, version in found]}
     pins = make_lock.pins(report)
     assert pins == ["outlines-core==0.2", "torch==2.13.0", "zipp==4.1"]
-    make_lock.write(tmp_path / "lock", make_lock.render(pins))
-    text = (tmp_path / "lock").read_text()
+    text = make_lock.render(pins)
     assert text.endswith("torch==2.13.0\nzipp==4.1\n")
     assert "#   triton: " in text
-    assert os.listdir(tmp_path) == ["lock"]
 
 
 # verl's version, everywhere.

@@ -14,7 +14,7 @@ from typing import Any
 
 from verl_ext.evaluation import EvaluationError
 from verl_ext.evaluation.questions import Item
-from verl_ext.text import replacing
+from verl_ext.files import replacing
 
 MERGED = "generations.jsonl"
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from verl_ext.evaluation import EvaluationError
+from verl_ext.files import new_folder
 from verl_ext.platform import prepare_environment
 
 MERGED = "merged_model"
@@ -75,24 +76,27 @@ def merged(model: Model, out: Path) -> Path:
     """A Hugging Face folder of the model; a checkpoint is merged into `out` once. Raises EvaluationError if verl fails."""
     if not model.checkpoint:
         return model.folder
-    target, log = out / MERGED, out / "merge.log"
+    target = out / MERGED
     origin = {"actor": str(model.folder.resolve()), "fingerprint": model.fingerprint}
     if (target / ORIGIN).is_file() and json.loads((target / ORIGIN).read_text()) == origin:
         return target
-    partial = out / f".{MERGED}.new"
-    for folder in (partial, target):
-        shutil.rmtree(folder, ignore_errors=True)
+    for old in (target, *out.glob(f".{MERGED}.*")):  # hidden: what a kill left
+        shutil.rmtree(old, ignore_errors=True)
+    with new_folder(target) as new:
+        _merge(model.folder, new, out / "merge.log")
+        (new / ORIGIN).write_text(json.dumps(origin))
+    return target
+
+
+def _merge(checkpoint: Path, target: Path, log: Path) -> None:
     command = [sys.executable, "-m", "verl.model_merger", "merge", "--backend", "fsdp"]
-    command += ["--local_dir", str(model.folder), "--target_dir", str(partial)]
+    command += ["--local_dir", str(checkpoint), "--target_dir", str(target)]
     environment = os.environ.copy()
     prepare_environment(environment)
     with log.open("wb") as output:
         done = subprocess.run(command, env=environment, stdin=subprocess.DEVNULL, stdout=output, stderr=output)
     if done.returncode != 0:
-        raise EvaluationError(f"{model.folder}: verl's model merger failed with exit code {done.returncode}, see {log}")
-    (partial / ORIGIN).write_text(json.dumps(origin))
-    partial.rename(target)
-    return target
+        raise EvaluationError(f"{checkpoint}: verl's model merger failed with exit code {done.returncode}, see {log}")
 
 
 def fingerprint(folder: Path, files: Iterable[Path]) -> str:

@@ -13,8 +13,8 @@ from verl_ext.evaluation.oat_like import oat_like_score
 from verl_ext.evaluation.questions import Benchmark
 from verl_ext.evaluation.statistics import PASSED, summarise
 from verl_ext.evaluation.tables import markdown, result_tables, write_png
+from verl_ext.files import write_atomically
 from verl_ext.rewards import Grader
-from verl_ext.text import replacing
 
 BATCH = 1000  # responses in memory at once
 EXAMPLES = 20  # responses listed of each benchmark on which two graders disagree
@@ -59,8 +59,7 @@ def write(folder: Path, results: dict[str, Any]) -> list[Path]:
     """Write results.json, results.md and results.png, each complete or not at all; returns their paths."""
     tables = result_tables(results)
     for name, text in (("results.json", json.dumps(results, indent=1) + "\n"), ("results.md", markdown(tables))):
-        with replacing(folder / name) as new:
-            new.write_text(text, encoding="utf-8")
+        write_atomically(folder / name, text)
     write_png(tables, folder / "results.png")
     return [folder / f"results.{kind}" for kind in ("json", "md", "png")]
 

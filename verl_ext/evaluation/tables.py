@@ -10,7 +10,8 @@ from rich.table import Table as RichTable
 from rich.text import Text
 
 from recipe.exgrpo.presets.paper_results import paper_results
-from verl_ext.text import one_line, replacing
+from verl_ext.files import replacing
+from verl_ext.text import one_line
 
 NONE = "-"
 _MARKDOWN = re.compile(r"([\\`*_{}\[\]<>|#~!])")

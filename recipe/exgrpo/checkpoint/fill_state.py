@@ -11,14 +11,13 @@ from recipe.exgrpo.checkpoint.checkpointer import changed_keys
 from recipe.exgrpo.checkpoint.format import NEW, encoded, existing_folder, load_manifest
 from recipe.exgrpo.checkpoint.tensors import (
     CorruptState,
-    FileRecord,
     UnsavedState,
     read_tensors,
-    write_durably,
     write_tensors,
 )
 from recipe.exgrpo.checkpoint.writer import publish
 from recipe.exgrpo.core.policies.fill import FillManager
+from verl_ext.files import FileRecord, write_durably
 
 FORMAT, VERSION = "exgrpo-fill", 1
 ENTRIES = "entries.safetensors"

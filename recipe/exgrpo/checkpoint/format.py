@@ -8,7 +8,8 @@ from pathlib import Path
 
 import numpy as np
 
-from recipe.exgrpo.checkpoint.tensors import CorruptState, FileRecord, ForeignState, MissingState, NewerState
+from recipe.exgrpo.checkpoint.tensors import CorruptState, ForeignState, MissingState, NewerState
+from verl_ext.files import FileRecord
 
 FORMAT = "exgrpo-experience"
 VERSION = 2

@@ -23,13 +23,13 @@ from recipe.exgrpo.checkpoint.format import (
 from recipe.exgrpo.checkpoint.tensors import (
     CorruptState,
     ExperienceStateError,
-    FileRecord,
     read_checked,
     read_tensors,
 )
 from recipe.exgrpo.core.buffer import ExperienceBuffer
 from recipe.exgrpo.core.buffer.state import spans
 from recipe.exgrpo.core.config import BufferConfig
+from verl_ext.files import FileRecord
 
 READERS = 4  # threads that read and hash
 

@@ -6,12 +6,12 @@ path because it copies every tensor twice, where a buffer of gigabytes should go
 
 import hashlib
 import json
-import os
-from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
+
+from verl_ext.files import FileRecord, write_durably
 
 DTYPES = {
     "I64": "<i8", "U64": "<u8", "F64": "<f8", "I32": "<i4", "F32": "<f4", "I16": "<i2", "F16": "<f2", "U8": "|u1",
@@ -54,17 +54,6 @@ class UnsavedState(ExperienceStateError):
     """Saving failed; what was saved before is untouched."""
 
 
-@dataclass(frozen=True)
-class FileRecord:
-    """What the manifest keeps of a file."""
-
-    bytes: int
-    sha256: str
-
-    def as_dict(self) -> dict:
-        return asdict(self)
-
-
 def write_tensors(path: Path, tensors: Mapping[str, np.ndarray | list[np.ndarray]], about: str) -> FileRecord:
     """Write one-dimensional arrays (or lists of pieces of one) as a new safetensors file, and flush it to the disk."""
     pieces = {name: [tensor] if isinstance(tensor, np.ndarray) else tensor for name, tensor in tensors.items()}
@@ -84,18 +73,6 @@ def write_tensors(path: Path, tensors: Mapping[str, np.ndarray | list[np.ndarray
     encoded += b" " * (-len(encoded) % 8)
     parts = (np.ascontiguousarray(piece) for name in names for piece in pieces[name])
     return write_durably(path, [len(encoded).to_bytes(8, "little"), encoded], parts)
-
-
-def write_durably(path: Path, head: Iterable[bytes], arrays: Iterable[np.ndarray] = ()) -> FileRecord:
-    """Write a new file of `head` and then `arrays`, and flush it to the disk."""
-    digest = hashlib.sha256()
-    with open(path, "xb", buffering=1 << 20) as file:
-        for part in (*head, *(memoryview(array).cast("B") for array in arrays if len(array))):
-            digest.update(part)
-            file.write(part)
-        file.flush()
-        os.fsync(file.fileno())
-        return FileRecord(file.tell(), digest.hexdigest())
 
 
 def read_tensors(path: Path, record: FileRecord, verify: bool = True) -> dict[str, np.ndarray]:
@@ -120,15 +97,6 @@ def read_checked(path: Path, record: FileRecord) -> np.ndarray:
     if len(data) != record.bytes or hashlib.sha256(data).hexdigest() != record.sha256:
         raise CorruptState(path, "its SHA-256 is not the one in the manifest.")
     return np.frombuffer(data, np.uint8)
-
-
-def sync_folder(path: Path) -> None:
-    """Flush a folder's entries to the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _check_size(path: Path, record: FileRecord) -> None:

@@ -26,13 +26,11 @@ from recipe.exgrpo.checkpoint.format import (
 )
 from recipe.exgrpo.checkpoint.tensors import (
     ExperienceStateError,
-    FileRecord,
     read_checked,
-    sync_folder,
-    write_durably,
     write_tensors,
 )
 from recipe.exgrpo.core.buffer.state import Snapshot, spans
+from verl_ext.files import FileRecord, sync_folder, write_durably
 
 logger = logging.getLogger(__name__)
 

@@ -32,8 +32,9 @@ from verl_ext.evaluation.model import merged
 from verl_ext.evaluation.plan import Options, Plan, make_plan
 from verl_ext.evaluation.questions import share
 from verl_ext.evaluation.tables import for_terminal, result_tables
+from verl_ext.files import write_atomically
 from verl_ext.rewards import Grader
-from verl_ext.text import one_line, replacing
+from verl_ext.text import one_line
 
 SETTINGS = "settings.json"
 LOG_WIDTH = 160  # characters of a line where there is no terminal, so that tables keep their shape
@@ -172,8 +173,7 @@ def _check_settings(out: Path, settings: dict[str, Any]) -> None:
     """Resume only what was begun with the same settings; the first time, write them down."""
     file = out / SETTINGS
     if not file.exists():
-        with replacing(file) as new:
-            new.write_text(json.dumps(settings, indent=1) + "\n", encoding="utf-8")
+        write_atomically(file, json.dumps(settings, indent=1) + "\n")
         return
     try:
         found = json.loads(file.read_text(encoding="utf-8"))

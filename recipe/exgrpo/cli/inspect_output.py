@@ -11,7 +11,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from verl_ext.text import printable, replacing
+from verl_ext.files import replacing
+from verl_ext.text import printable
 
 BATCH = 1000  # trajectories in a row group
 BARS = 40  # of a histogram

@@ -14,12 +14,12 @@ import pandas as pd
 from rich.console import Console
 from rich.markup import escape
 
-from recipe.exgrpo.lab.files import write_atomically
 from recipe.exgrpo.report.groups import Group, compare, summarise
 from recipe.exgrpo.report.output import markdown, show
 from recipe.exgrpo.report.parts import learning_curves
 from recipe.exgrpo.report.remarks import remarks
 from recipe.exgrpo.runs.metrics import read_run
+from verl_ext.files import write_atomically
 from verl_ext.text import one_line
 
 FILES = ("report.md", "report.json", "curves.png")

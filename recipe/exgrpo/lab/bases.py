@@ -13,10 +13,11 @@ import safetensors.torch
 import torch
 
 from recipe.exgrpo.lab.families import Family, Faults, family
-from recipe.exgrpo.lab.files import content_key, write_atomically
+from recipe.exgrpo.lab.files import content_key
 from recipe.exgrpo.lab.model import ModelShape, TinyTransformer, prompt_ids, response_ids, response_scores
 from recipe.exgrpo.lab.questions import Splits, make_splits
 from recipe.exgrpo.lab.vocabulary import EOS, PAD, Vocabulary
+from verl_ext.files import write_atomically
 
 logger = logging.getLogger(__name__)
 

@@ -16,7 +16,7 @@ from typing import Any
 import yaml
 
 from recipe.exgrpo.lab.bases import BaseRecipe
-from recipe.exgrpo.lab.files import content_key, write_atomically
+from recipe.exgrpo.lab.files import content_key
 from recipe.exgrpo.lab.grid import Axes, Study, read_cell, run_grid
 from recipe.exgrpo.lab.report import figure, read_results, setting_tables
 from recipe.exgrpo.lab.suites import REFERENCE, suite
@@ -25,6 +25,7 @@ from recipe.exgrpo.lab.trainer import LabSettings
 from recipe.exgrpo.report.comparison import Comparison, final, mean_height, spread
 from recipe.exgrpo.report.parts import Columns, difference, markdown_table, number
 from recipe.exgrpo.report.stats import Interval
+from verl_ext.files import write_atomically
 
 BEGIN, END = "<!-- results: made by `exgrpo lab evidence`, do not edit -->", "<!-- end of results -->"
 COLUMNS: Columns = {

@@ -19,9 +19,10 @@ import torch
 
 from recipe.exgrpo.lab.bases import BaseRecipe, base_path, ensure_base, grade_of, load_base
 from recipe.exgrpo.lab.families import family
-from recipe.exgrpo.lab.files import content_key, write_atomically
+from recipe.exgrpo.lab.files import content_key
 from recipe.exgrpo.lab.suites import variant
 from recipe.exgrpo.lab.trainer import Lab, LabSettings
+from verl_ext.files import write_atomically
 
 LAB_VERSION = 2  # raise it when a change of code changes results
 

@@ -5,11 +5,11 @@ from pathlib import Path
 
 import pandas as pd
 
-from recipe.exgrpo.lab.files import write_atomically
 from recipe.exgrpo.lab.suites import VARIANTS
 from recipe.exgrpo.lab.tables import CELL, RESULTS, TIMINGS, read_table
 from recipe.exgrpo.report.comparison import Comparison
 from recipe.exgrpo.report.parts import Columns, code, difference, learning_curves, level, markdown_table, number
+from verl_ext.files import write_atomically
 
 SETTING, SEEDS = ("family", "base"), ("base_seed", "seed")
 COLUMNS: Columns = {

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from recipe.exgrpo.lab.files import write_atomically
+from verl_ext.files import write_atomically
 
 RESULTS, TRAINING, TIMINGS = "results.parquet", "training.parquet", "timings.parquet"
 CELL = ["family", "base", "base_seed", "seed", "variant"]

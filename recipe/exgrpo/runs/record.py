@@ -4,11 +4,8 @@
 parquet file, its SHA-256 and the manifest beside it.
 """
 
-import hashlib
 import json
-import os
 import platform
-import shutil
 import subprocess
 import sys
 from datetime import UTC, datetime
@@ -17,9 +14,9 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from recipe.exgrpo.checkpoint.tensors import sync_folder, write_durably
 from recipe.exgrpo.checks.data import SPLITS, manifest_of, paths_of
 from recipe.exgrpo.checks.environment import installed
+from verl_ext.files import new_folder, sha256_of
 
 ROOT = Path(__file__).resolve().parents[3]
 PACKAGES = (
@@ -40,19 +37,11 @@ SEEDS = ("exgrpo.seed", "data.seed", "actor_rollout_ref.rollout.seed", "actor_ro
 def record_start(config: DictConfig) -> Path:
     """Write the record of this start; returns its folder. Raises OSError when the run folder cannot be written."""
     parent = Path(config.trainer.default_local_dir) / "record"
-    parent.mkdir(parents=True, exist_ok=True)
     folder = parent / f"start-{len(list(parent.glob('start-*'))):03d}"
-    partial = parent / f".{folder.name}.{os.getpid()}.partial"
-    partial.mkdir()
-    try:
-        described = json.dumps(describe_start(config), indent=2, ensure_ascii=False) + "\n"
-        write_durably(partial / "config.yaml", [OmegaConf.to_yaml(config, resolve=True).encode()])
-        write_durably(partial / "run.json", [described.encode()])
-        sync_folder(partial)
-        partial.rename(folder)
-        sync_folder(parent)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+    described = json.dumps(describe_start(config), indent=2, ensure_ascii=False) + "\n"
+    with new_folder(folder) as new:
+        (new / "config.yaml").write_text(OmegaConf.to_yaml(config, resolve=True), encoding="utf-8")
+        (new / "run.json").write_text(described, encoding="utf-8")
     return folder
 
 
@@ -95,6 +84,4 @@ def _git(root: Path, *arguments: str) -> str | None:
 
 def describe_file(key: str, path: str) -> dict[str, Any]:
     """A data file's key, path, SHA-256 and manifest (None if there is none)."""
-    with Path(path).open("rb") as stream:
-        digest = hashlib.file_digest(stream, "sha256").hexdigest()
-    return {"key": key, "path": path, "sha256": digest, "manifest": manifest_of(path)}
+    return {"key": key, "path": path, "sha256": sha256_of(Path(path)), "manifest": manifest_of(path)}

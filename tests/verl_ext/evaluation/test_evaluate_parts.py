@@ -300,7 +300,7 @@ def merger(monkeypatch):
     def call(command, **options):
         call.calls += 1
         source, target = (Path(command[command.index(flag) + 1]) for flag in ("--local_dir", "--target_dir"))
-        target.mkdir()
+        target.mkdir(exist_ok=True)
         (target / "weights").write_bytes((source / "model_world_size_1_rank_0.pt").read_bytes())
         return subprocess.CompletedProcess(command, call.code)
 
