@@ -110,7 +110,7 @@ def test_an_interrupted_grid_goes_on_and_ends_in_the_same_tables(finished, tmp_p
 
 def test_a_cell_of_other_settings_is_refused(finished):
     other = Study(LabSettings(), RECIPE, finished.parent / "bases", finished)
-    with pytest.raises(ValueError, match=r"other settings.*--out"):
+    with pytest.raises(ValueError, match=r"different settings.*--out"):
         read_cell(axes()[0], other)
 
 
@@ -120,7 +120,7 @@ def test_cells_of_unlike_studies_make_no_table(finished, tmp_path):
         result = json.loads(path.read_text())
         result["keys"]["study"] += str(i > 0)
         (tmp_path / "cells" / path.name).write_text(json.dumps(result))
-    with pytest.raises(ValueError, match="unlike settings"):
+    with pytest.raises(ValueError, match="different settings"):
         read_all(tmp_path)
 
 

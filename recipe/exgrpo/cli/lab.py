@@ -1,4 +1,4 @@
-"""`exgrpo lab run` and `exgrpo lab report`: studies of the algorithm on tiny models, on a CPU."""
+"""`exgrpo lab run | report | evidence`: studies of the algorithm on tiny models, on a CPU."""
 
 import argparse
 import json
@@ -29,16 +29,16 @@ STUDY = Path("docs/evidence/study.yaml")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    modes = parser.add_subparsers(dest="mode", metavar="MODE", required=True)
-    _add_run(modes.add_parser("run", help="run a grid of variants, bases and seeds; finished cells are kept"))
-    report = modes.add_parser("report", help="Markdown and learning curves from a finished grid")
+    actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
+    _add_run(actions.add_parser("run", help="run a grid of variants, bases and seeds; finished cells are kept"))
+    report = actions.add_parser("report", help="Markdown and learning curves from a finished grid")
     report.add_argument("folder", type=Path, metavar="DIR", help="the folder that `run` wrote")
     report.add_argument(
         "--against", default=REFERENCE, metavar="VARIANT", help="reference of differences (%(default)s)"
     )
     report.add_argument("--json", action="store_true", help="print one JSON object")
     _add_evidence(
-        modes.add_parser("evidence", help="a pre-registered study: run what is missing, judge, write its document")
+        actions.add_parser("evidence", help="a pre-registered study: make the missing runs, judge, write its document")
     )
 
 
@@ -47,9 +47,9 @@ def _add_evidence(evidence: argparse.ArgumentParser) -> None:
         "study", type=Path, nargs="?", default=STUDY, metavar="YAML", help="stages and hypotheses (%(default)s)"
     )
     evidence.add_argument(
-        "--document", type=Path, help="Markdown with the two marks (the file beside the study's folder)"
+        "--document", type=Path, help="Markdown with the two marks (the study's folder with the suffix .md)"
     )
-    evidence.add_argument("--run", dest="missing", action="store_true", help="do the runs that are missing first")
+    evidence.add_argument("--run", dest="missing", action="store_true", help="make the missing runs first")
     evidence.add_argument("--stages", type=names, default=[], metavar="NAME,...", help="with --run: only these (all)")
     evidence.add_argument(
         "--jobs", type=int, default=os.cpu_count(), help="processes, of one thread each (%(default)s)"
@@ -63,7 +63,9 @@ def _add_evidence(evidence: argparse.ArgumentParser) -> None:
 
 def _add_run(run: argparse.ArgumentParser) -> None:
     settings, recipe = LabSettings(), BaseRecipe()
-    run.add_argument("--suite", required=True, metavar="NAME", help=f"{', '.join(SUITES)}; variants too, by commas")
+    run.add_argument(
+        "--suite", required=True, metavar="NAME", help=f"{', '.join(SUITES)}; or variants; several by commas"
+    )
     run.add_argument("--seeds", type=numbers, default=[0], metavar="0-4", help="seeds of the runs (0)")
     run.add_argument("--families", type=names, default=["chain"], help=f"{', '.join(FAMILIES)} (chain)")
     run.add_argument("--bases", type=names, default=["mid"], help=f"{', '.join(GRADES['chain'])} (mid)")
@@ -75,8 +77,8 @@ def _add_run(run: argparse.ArgumentParser) -> None:
     for name in ("steps", "entropy_coeff", "eval_every", "heldout_questions"):
         value = getattr(settings, name)
         run.add_argument(f"--{name.replace('_', '-')}", type=type(value), default=value, help="(%(default)s)")
-    run.add_argument("--clean-steps", type=int, default=recipe.clean_steps, help="of a base's training (%(default)s)")
-    run.add_argument("--faulty-steps", type=int, default=recipe.faulty_steps, help="of a base's training (%(default)s)")
+    run.add_argument("--clean-steps", type=int, default=recipe.clean_steps, help="to train a base (%(default)s)")
+    run.add_argument("--faulty-steps", type=int, default=recipe.faulty_steps, help="to train a base (%(default)s)")
     run.add_argument("--json", action="store_true", help="print one JSON object")
 
 
@@ -84,7 +86,7 @@ def run(args: argparse.Namespace) -> int:
     """Carry out one `lab`; returns the exit code."""
     console = Console(stderr=True)
     try:
-        answer = {"run": run_study, "report": report_study, "evidence": gather_evidence}[args.mode](args, console)
+        answer = {"run": run_study, "report": report_study, "evidence": gather_evidence}[args.action](args, console)
     except (ValueError, OSError) as error:
         console.print(f"[red]exgrpo lab:[/] {escape(str(error))}", soft_wrap=True)
         return 1
@@ -110,7 +112,7 @@ def run_study(args: argparse.Namespace, console: Console) -> dict:
 
 @contextmanager
 def progress_bars(jobs: int, console: Console) -> Iterator[Callable[[str, int], None]]:
-    """Bars for `run_grid`, and one torch thread for what runs in this process; ValueError for a number of jobs below 1."""
+    """Bars for `run_grid`, and one torch thread for what runs in this process; ValueError for fewer than one job."""
     if jobs < 1:
         raise ValueError(f"--jobs must be at least 1; got {jobs}.")
     torch.set_num_threads(1)
@@ -128,7 +130,7 @@ def progress_bars(jobs: int, console: Console) -> Iterator[Callable[[str, int], 
 
 
 def gather_evidence(args: argparse.Namespace, console: Console) -> dict:
-    """Run what is missing of a pre-registered study, and write its document."""
+    """Make the missing runs of a pre-registered study (with --run), and write its document."""
     document = args.document or args.study.parent.with_suffix(".md")
     if args.missing:
         with progress_bars(args.jobs, console) as advance:

@@ -1,6 +1,6 @@
 """`exgrpo report RUN [RUN ...]`: curves and a table of training runs, from their `metrics.jsonl`.
 
-RUN is a run's folder (`trainer.default_local_dir`). Runs of one variant that differ in their seed are put together by
+RUN is a run's folder (`trainer.default_local_dir`). Runs of one variant with different seeds are put together by
 `--group NAME=RUN,RUN,...`; a RUN outside a group is a line of its own. Writes report.md, report.json and curves.png.
 """
 
@@ -28,9 +28,14 @@ FILES = ("report.md", "report.json", "curves.png")
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("runs", nargs="*", type=Path, metavar="RUN", help="a run's folder, a line of its own")
     parser.add_argument(
-        "--group", action="append", type=group, default=[], metavar="NAME=RUN,RUN", help="runs of one variant, by seed"
+        "--group",
+        action="append",
+        type=group,
+        default=[],
+        metavar="NAME=RUN,RUN",
+        help="runs of one variant, with different seeds",
     )
-    parser.add_argument("--against", metavar="NAME", help="what the others are compared with (the first)")
+    parser.add_argument("--against", metavar="NAME", help="the line that the others are compared with (the first)")
     parser.add_argument("--out", type=Path, default=Path("outputs/report"), help="folder to write to (%(default)s)")
     parser.add_argument("--json", action="store_true", help="print the content of report.json")
 

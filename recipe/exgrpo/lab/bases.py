@@ -1,6 +1,6 @@
 """Base models of graded strength: clean demonstrations first, so that the model can do the task, then faulty ones.
 
-The faults, not a lack of skill, set the pass rate, so reinforcement learning can raise it within a hundred steps. Models
+The faults, not a lack of skill, determine the pass rate, so reinforcement learning can raise it within a hundred steps. Models
 are cached as safetensors under a key of everything that they depend on.
 """
 
@@ -21,12 +21,12 @@ from verl_ext.files import write_atomically
 
 logger = logging.getLogger(__name__)
 
-RECIPE_VERSION = 1  # raise it when a change of code changes the models
+RECIPE_VERSION = 1  # increase it when a change of code changes the models
 
 
 @dataclass(frozen=True)
 class Grade:
-    """What demonstrations of a base are like: faults in questions that are not long, and in long ones."""
+    """The faults in a base's demonstrations: of short questions, and of long ones."""
 
     short: Faults
     long: Faults
@@ -64,7 +64,7 @@ GRADES = {
 
 @dataclass(frozen=True)
 class BaseRecipe:
-    """How a base is trained; `seed` is the base seed. Steps are of `batch_size` fresh questions."""
+    """How a base is trained: `batch_size` new questions per step; `seed` is the base seed."""
 
     clean_steps: int = 1200
     faulty_steps: int = 200
@@ -79,7 +79,7 @@ class BaseRecipe:
 
 
 def grade_of(family_name: str, grade: str) -> Grade:
-    """The grade called so; ValueError naming the ones there are."""
+    """The grade by its name; ValueError listing the existing ones."""
     grades = GRADES[family_name]
     if grade not in grades:
         raise ValueError(f"no base is called {grade!r}; {family_name} has {', '.join(grades)}.")
@@ -91,7 +91,7 @@ def shape_of(task: Family, vocabulary: Vocabulary) -> ModelShape:
 
 
 def base_path(cache: Path, family_name: str, grade: str, recipe: BaseRecipe) -> Path:
-    """Where the base is cached; `clean` is the common first stage of all grades."""
+    """The file of the cached base; `clean` is the common first stage of all grades."""
     task = family(family_name)
     demonstrations = CLEAN if grade == "clean" else grade_of(family_name, grade)
     recipe = replace(recipe, faulty_steps=1) if grade == "clean" else recipe
@@ -108,7 +108,7 @@ def load_base(path: Path, task: Family) -> TinyTransformer:
 
 
 def ensure_base(cache: Path, family_name: str, grade: str, recipe: BaseRecipe) -> Path:
-    """Path of the base model, made first when the cache does not have it (minutes on one core)."""
+    """Path of the base model, which is trained first when it is not cached (minutes on one core)."""
     path = base_path(cache, family_name, grade, recipe)
     if path.exists():
         return path
@@ -126,7 +126,7 @@ def ensure_base(cache: Path, family_name: str, grade: str, recipe: BaseRecipe) -
 
 
 def demonstrate(model: TinyTransformer, task: Family, grade: Grade, recipe: BaseRecipe, steps: int) -> None:
-    """Supervised training on `steps` batches of demonstrations of questions outside the splits; in place."""
+    """Train `model` in place, supervised, on `steps` batches of demonstrations of questions outside the splits."""
     rng = np.random.default_rng([recipe.seed, grade != CLEAN])
     splits, vocabulary = make_splits(task, Splits()), Vocabulary(task.pieces)
     kept_out = frozenset(question for part in splits for question in part)
@@ -150,7 +150,7 @@ def demonstration_loss(
     grade: Grade,
     rng: np.random.Generator,
 ) -> torch.Tensor:
-    """Mean cross entropy of the tokens of one demonstration a question, scalar."""
+    """Mean cross entropy per token, nats, scalar, of one demonstration per question."""
     prompts = prompt_ids([vocabulary.encode(task.prompt(q)) for q in questions], model.shape.prompt)
     texts = [task.demonstration(q, grade.faults(task.is_long(q)), rng) for q in questions]
     responses = response_ids([[*vocabulary.encode(text), EOS] for text in texts])

@@ -1,7 +1,7 @@
 """A pre-registered study: stages of runs and hypotheses read from one YAML file, verdicts by its rule, one document.
 
-The file is written, and committed, before its runs are made. `run_stages` does the runs that are missing and puts their tables
-beside the file; `write_document` judges every hypothesis from those tables alone and replaces the marked part of the document.
+The file is written and committed before its runs are made. `run_stages` makes the missing runs and puts their tables beside the
+file; `write_document` judges every hypothesis from those tables alone and replaces the marked part of the document.
 """
 
 import math
@@ -44,7 +44,7 @@ EXPECTED = ("above", "below", "not_below")
 class Stage:
     """One grid: variants (a suite or names by commas) x families x bases x base seeds x seeds.
 
-    `settings` are those of `LabSettings`, `recipe` those of `BaseRecipe`, as far as they are not the default.
+    `settings` are the fields of `LabSettings` and `recipe` those of `BaseRecipe` that differ from the defaults.
     """
 
     suite: str
@@ -61,7 +61,7 @@ class Stage:
 
     @property
     def runs(self) -> int:
-        """Planned runs of a variant in one setting."""
+        """Planned runs per variant and setting."""
         return len(self.base_seeds) * len(self.seeds)
 
 
@@ -88,14 +88,14 @@ class Hypothesis:
 
 @dataclass(frozen=True)
 class Registration:
-    """A study file: stages by name, in the order in which they are run, and hypotheses."""
+    """A study file: stages by name, in the order in which they run, and hypotheses."""
 
     stages: dict[str, Stage]
     hypotheses: list[Hypothesis]
 
 
 def load_registration(path: Path) -> Registration:
-    """Read a study file; ValueError naming what is unknown in it."""
+    """Read a study file; ValueError naming what is missing or unknown in it."""
     values = yaml.safe_load(path.read_text(encoding="utf-8"))
     try:
         stages = {name: Stage(**stage) for name, stage in values["stages"].items()}
@@ -114,11 +114,11 @@ def load_registration(path: Path) -> Registration:
 def run_stages(
     path: Path, names: list[str], cache: Path, out: Path, jobs: int, advance: Callable[[str, int], None]
 ) -> None:
-    """Do the missing runs of the stages `names` (all when empty), and put their tables into a folder beside `path`.
+    """Make the missing runs of the stages `names` (all when empty), and put their tables into a folder beside `path`.
 
-    A stage whose published tables are complete is done, wherever its cells are: to run it anew, remove its folder. `out` keeps
-    the cells; stages of equal settings share those that they have in common. After an interruption the tables hold the
-    cells that are finished, unless those published before hold more.
+    A stage whose published tables are complete is finished, wherever its cells are: to run it again, remove its folder. `out`
+    keeps the cells; stages of equal settings share them. After an interruption the tables hold the finished cells, unless
+    the tables published before hold more.
     """
     stages = load_registration(path).stages
     unknown = [name for name in names if name not in stages]
@@ -145,7 +145,7 @@ def published_runs(folder: Path) -> int:
 
 
 def publish(results: list[dict], scratch: Path, folder: Path) -> None:
-    """Write the tables of `results` into `folder`, without the large one of every training step, which stays in `scratch`."""
+    """Write the tables of `results` into `folder`, but for the large one of all training steps, which stays in `scratch`."""
     folder.mkdir(parents=True, exist_ok=True)
     for table in write_tables(results, scratch):
         if table.name in (RESULTS, TIMINGS):
@@ -153,7 +153,7 @@ def publish(results: list[dict], scratch: Path, folder: Path) -> None:
 
 
 def verdict(found: Interval | None, expect: str, margin: float, planned: int) -> str:
-    """What the 95 % interval of a paired difference says of an expectation.
+    """What the 95 % interval of a paired difference says about an expectation.
 
     `supported` when all of it is on the expected side, `contradicted` when all of it is on the other, else `undecided`; for
     `not_below` the sides meet at -margin. `not tested` with fewer runs than were planned.
@@ -186,7 +186,7 @@ def judge(registration: Registration, results: Mapping[str, Comparison]) -> list
 
 
 def results_of(path: Path, registration: Registration) -> dict[str, Comparison]:
-    """The published tables of every stage that has some."""
+    """The published tables, by stage; without the stages that have none."""
     folders = {name: path.parent / name for name in registration.stages}
     return {name: read_results(folder) for name, folder in folders.items() if (folder / RESULTS).exists()}
 

@@ -1,6 +1,6 @@
-"""Task families: questions, faulty demonstrations, and a verifier that a guess does not get past.
+"""Task families: questions, faulty demonstrations, and a verifier that guessing hardly ever passes.
 
-A family is a module-free object with the members of `Family`; `FAMILIES` lists them by name.
+A family is an object with the members of `Family`; `FAMILIES` lists them by name.
 """
 
 import importlib.util
@@ -21,7 +21,7 @@ BOX = "\\boxed{"
 class Faults:
     """Probabilities of the faults of a demonstration, each in [0, 1].
 
-    easy, hard: one step is worked wrongly, in an easy and in a hard step; stop: the chain is given up after a step.
+    easy, hard: that an easy or a hard step has a wrong result; stop: that the solution breaks off before a step.
     """
 
     easy: float = 0.0
@@ -35,9 +35,9 @@ class Faults:
 
 
 class Family(Protocol):
-    """`pieces` are the vocabulary; prompts have at most `prompt_tokens`, responses with their end `response_tokens`.
+    """`pieces` are the vocabulary; prompts have at most `prompt_tokens`, responses with their EOS at most `response_tokens`.
 
-    `learning_rate` is that at which on-policy training takes about 150 steps to level off.
+    `learning_rate` is the one at which on-policy training takes about 150 steps to level off.
     """
 
     name: str
@@ -56,14 +56,14 @@ class Family(Protocol):
         """A written solution with faults drawn from `rng`."""
 
     def is_long(self, question) -> bool:
-        """Whether it is one of the questions that a bimodal base hardly ever solves, visible in the prompt."""
+        """Whether a bimodal base hardly ever solves it, as can be seen from the prompt."""
 
     def grade(self, question, text: str) -> bool:
-        """Whether the boxed answer of `text` is right."""
+        """Whether the boxed answer of `text` is correct."""
 
 
 class Chain:
-    """The toy task of `data/`: chained arithmetic modulo 100, one line a step. A guess is right once in 100."""
+    """The toy task of `data/`: chained arithmetic modulo 100, one line per step. One guess in 100 is correct."""
 
     name = "chain"
     pieces = (*DIGITS, "Start ", ":", " +", " -", " *", " (mod 100)", "+", "-", "*", "=", "\n", BOX, "}")
@@ -90,11 +90,11 @@ class Chain:
 
 
 class Ways:
-    """The questions of `Chain`, each with several right solutions of unlike merit.
+    """The questions of `Chain`, each with several correct solutions of different value.
 
-    In a demonstration half of the sums and products are written the other way round (`7+45=52` for `45+7=52`), where hard steps
-    have a quarter of the faults and easy ones four times as many. So a step has a safe and a risky way of being worked, and
-    one stored success is worth more than another: selection among trajectories has something to select.
+    In a demonstration half of the sums and products have their operands swapped (`7+45=52` for `45+7=52`), where hard steps
+    have a quarter of the faults and easy ones four times as many. So each step has a safe and a risky form, and one stored
+    success is worth more than another: trajectory selection can make a difference.
     """
 
     name = "ways"
@@ -136,7 +136,7 @@ class Addition:
     """Sums of two numbers of up to four digits, worked column by column from the right with the carry written out.
 
     `0358+2967=` is worked as `0+8+7=15`, `1+5+6=12`, ..., then the boxed sum of five digits. A hard column has a carry out;
-    its fault is to forget it. An easy column's fault is a digit one too high. A guess is right once in thousands.
+    its fault is to forget it. An easy column's fault is a digit one too high. One guess in thousands is correct.
     """
 
     name = "addition"
@@ -184,7 +184,7 @@ FAMILIES = {"chain": Chain, "addition": Addition, "ways": Ways}
 
 
 def family(name: str) -> Family:
-    """The family called `name`; ValueError naming the ones there are."""
+    """The family called `name`; ValueError listing the existing ones."""
     if name not in FAMILIES:
         raise ValueError(f"no task family is called {name!r}; there are {', '.join(FAMILIES)}.")
     return FAMILIES[name]()

@@ -1,7 +1,7 @@
-"""The grid of a study: variants x bases x seeds, one process a core, one result file a cell, resumable.
+"""The grid of a study: variants x bases x seeds, one process per core, one result file per cell, resumable.
 
-A finished cell is a JSON file that appears whole; a run that is started again does only what is missing. The tables are
-made of the files at the end, in the order of the cells, so that an interrupted grid ends in the same parquet.
+A finished cell is a JSON file, written atomically; the same command again runs only the cells that are missing. The tables are
+made from the files at the end, in the order of the cells, so that an interrupted grid ends in the same parquet.
 """
 
 import json
@@ -24,10 +24,10 @@ from recipe.exgrpo.lab.suites import variant
 from recipe.exgrpo.lab.trainer import Lab, LabSettings
 from verl_ext.files import write_atomically
 
-LAB_VERSION = 2  # raise it when a change of code changes results
+LAB_VERSION = 2  # increase it when a change of code changes results
 
 
-@dataclass(frozen=True, order=True)
+@dataclass(frozen=True)
 class Cell:
     """One run: what is compared (`variant`), on what (`family`, `base`, `base_seed`), and the seed of the run."""
 
@@ -44,7 +44,7 @@ class Cell:
 
 @dataclass(frozen=True)
 class Study:
-    """What all cells share: `out` receives `cells/`, `cache` the base models."""
+    """What all cells share; `cells/` goes to `out`, base models to `cache`."""
 
     settings: LabSettings
     recipe: BaseRecipe
@@ -65,7 +65,7 @@ class Study:
 
 @dataclass(frozen=True)
 class Axes:
-    """The axes of a grid; names are checked."""
+    """The axes of a grid. `cells` raises ValueError for unknown names."""
 
     variants: Sequence[str]
     families: Sequence[str]
@@ -74,7 +74,7 @@ class Axes:
     seeds: Sequence[int]
 
     def cells(self) -> list[Cell]:
-        """All cells, those of one seed together, so that an unfinished grid compares something."""
+        """All cells, those of one seed together, so that an unfinished grid already compares variants."""
         for name in self.variants:
             variant(name)
         for name, base in product(self.families, self.bases):
@@ -100,35 +100,35 @@ def run_cell(cell: Cell, study: Study) -> dict:
 
 
 def measure(lab: Lab, step: int) -> dict:
-    """One point of the learning curve, with what the run has cost so far."""
+    """One point of the learning curve, with the costs of the run so far."""
     samples = lab.settings.final_samples if step == lab.settings.steps else lab.settings.eval_samples
     return {"step": step, "pass_rate": lab.evaluate(samples)} | asdict(lab.costs)
 
 
 def read_cell(cell: Cell, study: Study) -> dict | None:
-    """The finished result of a cell, None when there is none; ValueError when it was made with other settings."""
+    """The finished result of a cell, None when there is none; ValueError when it was made with different settings."""
     path = study.path(cell)
     if not path.exists():
         return None
     result = json.loads(path.read_bytes())
     if result["keys"] != study.key(cell):
-        raise ValueError(f"{path} was made with other settings or another version; use another --out.")
+        raise ValueError(f"{path} was made with different settings or another version; use another --out.")
     return result
 
 
 def read_all(out: Path) -> list[dict]:
-    """All finished cells of a folder, also of earlier calls; ValueError when they cannot be compared."""
+    """All finished cells of a folder, those of earlier calls too; ValueError when they were made with different settings."""
     results = [json.loads(path.read_bytes()) for path in sorted((out / "cells").glob("*.json"))]
     if len({result["keys"]["study"] for result in results}) > 1:
-        raise ValueError(f"the cells in {out} were made with unlike settings; use one --out for each study.")
+        raise ValueError(f"the cells in {out} were made with different settings; use one --out per study.")
     return results
 
 
 def run_grid(cells: Sequence[Cell], study: Study, jobs: int, advance: Callable[[str, int], None]) -> None:
-    """Make the bases that are missing, then run the cells that are missing.
+    """Train the missing bases, then run the missing cells.
 
-    `advance(stage, total)` is called once when a stage begins and once for each of its items that is done. With one job
-    everything runs in this process.
+    `advance(stage, total)` is called once when a stage begins and once per finished item. With one job everything runs in this
+    process.
     """
     todo = [cell for cell in cells if read_cell(cell, study) is None]
     recipes = dict.fromkeys((cell.family, cell.base, study.recipe_of(cell)) for cell in todo)
@@ -166,7 +166,7 @@ def workers(jobs: int) -> Iterator[Callable]:
 
 
 def begin_worker() -> None:
-    """One torch thread, and an end when the parent ends, however it does: a worker alone would wait for ever."""
+    """One torch thread; and exit when the parent ends, killed or not, for an orphaned worker would wait forever."""
     torch.set_num_threads(1)
     parent = multiprocessing.parent_process()
     threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()

@@ -1,7 +1,7 @@
 """A decoder-only transformer of about 0.1M parameters, and batched sampling from it with a key-value cache.
 
 Every prompt takes the same number of columns P: its tokens, padding, and `BOS` in the last column. A response starts at
-column P, so that positions need no book-keeping; padding inside the prompt is masked.
+column P, so that positions need no bookkeeping; padding inside the prompt is masked.
 """
 
 from collections.abc import Sequence
@@ -62,7 +62,7 @@ class TinyTransformer(nn.Module):
         self.positions = nn.Embedding(shape.prompt + shape.response, shape.width)
         self.blocks = nn.ModuleList(Block(shape) for _ in range(shape.layers))
         self.norm = nn.LayerNorm(shape.width)
-        # Never sampled, so that `ids != PAD` tells real columns from padding. Finite: 0 * -inf would spoil entropies.
+        # Never sampled, so that `ids != PAD` tells real columns from padding. Finite: 0 * -inf would make entropies NaN.
         never = torch.zeros(shape.vocabulary).index_fill_(0, torch.tensor([PAD, BOS]), -1e9)
         self.register_buffer("never", never, persistent=False)
         for embedding in (self.tokens, self.positions):
@@ -76,7 +76,7 @@ class TinyTransformer(nn.Module):
         Args:
             ids: int64 [n, T], columns start..start + T - 1.
             real: bool [n, start + T], which columns so far hold a token.
-            cache: from `new_cache`, filled for all columns before `start`.
+            cache: from `new_cache`, filled for all columns before `start`; written for these.
         """
         length = ids.shape[1]
         causal = torch.ones(length, start + length, dtype=torch.bool).tril(start)
@@ -97,7 +97,7 @@ class TinyTransformer(nn.Module):
 
 
 def prompt_ids(prompts: Sequence[Sequence[int]], columns: int) -> torch.Tensor:
-    """int64 [n, columns]: tokens, padding, BOS. ValueError for a prompt that does not fit."""
+    """int64 [n, columns]: tokens, padding, BOS. ValueError for a prompt of `columns` tokens or more."""
     longest = max(map(len, prompts))
     if longest >= columns:
         raise ValueError(f"a prompt of {longest} tokens does not fit into {columns - 1}")
@@ -115,7 +115,7 @@ def response_scores(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Log-probs of the response tokens and entropies of the distributions they came from, nats, float [n, L] each.
 
-    prompts int64 [n, P], responses int64 [n, L]; values at padding mean nothing.
+    prompts int64 [n, P], responses int64 [n, L]; values at padding are meaningless.
     """
     ids = torch.cat([prompts, responses], 1)
     hidden = model(ids[:, :-1], (ids != PAD)[:, :-1])[:, prompts.shape[1] - 1 :]
@@ -127,10 +127,10 @@ def response_scores(
 def sample(
     model: TinyTransformer, prompts: torch.Tensor, counts: Sequence[int], generator: torch.Generator
 ) -> list[list[int]]:
-    """`counts[i]` responses to prompt i at temperature 1, in order; each ends with EOS unless it is cut off.
+    """`counts[i]` responses to prompt i at temperature 1, in order; each ends with EOS unless it is truncated.
 
-    A token is the winner of exponential waiting times with rates p, which is a draw from p. Finished rows are taken out of
-    the forward pass once they are an eighth of it.
+    A token is the winner of exponential waiting times with rates p, which is a draw from p. Finished rows leave the forward
+    pass once they are an eighth of it.
     """
     first, repeats = prompts.shape[1], torch.as_tensor(counts)
     cache = model.new_cache(len(prompts))

@@ -1,4 +1,4 @@
-"""Finished cells as parquet: learning curves, training metrics, and wall times (apart, for they differ from run to run)."""
+"""Finished cells as parquet: learning curves, training metrics, and wall times (separate: they are not reproducible)."""
 
 import io
 from collections.abc import Sequence
@@ -13,7 +13,7 @@ CELL = ["family", "base", "base_seed", "seed", "variant"]
 
 
 def write_tables(results: Sequence[dict], out: Path) -> list[Path]:
-    """Write the three tables of `results` (as `run_cell` returns them); the first two depend on nothing but the seeds.
+    """Write the three tables of `results` (as `run_cell` returns them); the first two depend only on the seeds.
 
     `results.parquet` has one row per evaluation (held-out `pass_rate` and the costs so far), `timings.parquet` the `seconds`
     so far, `training.parquet` one row per step with all of its metrics.

@@ -4,7 +4,6 @@ import re
 from collections.abc import Sequence
 
 PAD, EOS, BOS = 0, 1, 2  # BOS opens the response
-SPECIAL = 3
 
 
 class Vocabulary:
@@ -26,6 +25,6 @@ class Vocabulary:
         return [self._ids[piece] for piece in found]
 
     def decode(self, ids: Sequence[int]) -> str:
-        """Text up to the first EOS; other special ids are nothing."""
+        """Text up to the first EOS; other special ids become the empty string."""
         ids = list(ids)
         return "".join(self.pieces[i] for i in (ids[: ids.index(EOS)] if EOS in ids else ids))

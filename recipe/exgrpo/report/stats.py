@@ -1,4 +1,4 @@
-"""Means with Student intervals. (SciPy is not among the pinned packages, and this is all that would be used of it.)"""
+"""Means with Student intervals. (SciPy is not among the pinned packages.)"""
 
 import math
 from collections.abc import Sequence
