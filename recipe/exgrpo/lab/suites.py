@@ -1,87 +1,88 @@
 """Variants by name, and the suites that compare them. A variant is an `ExGRPOConfig` and nothing else.
 
-Each is written as the keys in which it differs from the paper's preset. To add one, add a line.
+A variant that is a preset of training runs (config/method, config/ablation) is read from its yaml file; the others are written
+here as the keys in which they differ from the paper's. To add one, add a line, or a preset.
 """
 
-from collections.abc import Mapping
+from functools import cache
 from typing import Any
 
-from recipe.exgrpo.core.config import ExGRPOConfig
+from recipe.exgrpo.core.config import ExGRPOConfig, nearest
+from recipe.exgrpo.presets.variants import GROUPS, preset_names, preset_settings
 
 AT_ONCE = {"start_threshold": None}
-FILL = {"mode": "fill", **AT_ONCE}
+REFILL = {"policy": "refill", **AT_ONCE}
 
-VARIANTS: dict[str, dict[str, Any]] = {
-    "on_policy": {"enable": False},
-    "exgrpo": {},
+LAB_ONLY: dict[str, dict[str, Any]] = {
     "exgrpo_at_once": AT_ONCE,
-    # Table 3
-    "no_question_selection": {"question": {"weighting": "uniform"}},
-    "no_trajectory_selection": {"trajectory": {"select": "random"}},
-    "no_selection": {"question": {"weighting": "uniform"}, "trajectory": {"select": "random"}},
-    "highest_entropy": {"trajectory": {"select": "highest_entropy"}},
-    "lowest_perplexity": {"trajectory": {"select": "lowest_perplexity"}},
-    # Table 6
-    "no_shaping": {"loss": {"shaping": "none"}},
-    "clipped": {"loss": {"shaping": "clip"}},
-    "no_is_correction": {"loss": {"importance": "old"}},
+    "lowest_perplexity": {"rank": "lowest_perplexity"},
     "beta_0.01": {"loss": {"beta": 0.01}},
     "beta_1": {"loss": {"beta": 1.0}},
-    "rho_0.25": {"rho": 0.25},
-    "rho_0.75": {"rho": 0.75},
-    "sigma_0.5": {"question": {"sigma": 0.5}},
-    "sigma_1.5": {"question": {"sigma": 1.5}},
-    "mu_0.25": {"question": {"mu": 0.25}},
-    # Table 7 and where the released code differs from the paper
-    "retired_review": {"bookkeeping": {"review_interval": 25, "review_share": 0.1}},
+    # where the released code differs from the paper
     "sigma_accuracy": {"question": {"sigma_unit": "accuracy"}},
     "keep_unsolved": {"bookkeeping": {"keep_unsolved": True}},
     "unclipped_fresh": {"loss": {"fresh_clip": "before_replay"}},
     # App. F.1
-    "masked_easy": {"mode": "masked", "mask": {"band": "easy"}},
-    "masked_medium": {"mode": "masked", "mask": {"band": "medium"}},
-    "masked_hard": {"mode": "masked", "mask": {"band": "hard"}},
+    "masked_easy": {"policy": "masked", "mask": {"band": "easy"}},
+    "masked_medium": {"policy": "masked", "mask": {"band": "medium"}},
+    "masked_hard": {"policy": "masked", "mask": {"band": "hard"}},
     # controls
-    "retirement_only": {"rho": 0.0, **AT_ONCE},
-    "questions_only": {"inject": False, **AT_ONCE},
     "no_retirement": {"bookkeeping": {"retire": False}},
     "fresh_counts": {"bookkeeping": {"fresh_only": True}},
-    # ours; `fill` is the preset recipe/exgrpo/config/method/robust.yaml
-    "fill": FILL,
-    "fill_current": {**FILL, "fill": {"source": "current"}},
-    "fill_reps_2": {**FILL, "fill": {"reps": 2}},
-    "fill_reps_4": {**FILL, "fill": {"reps": 4}},
-    "fill_uniform": {**FILL, "fill": {"power": 0.0}},
+    "refill_current": {**REFILL, "refill": {"source": "current"}},
+    "refill_reps_2": {**REFILL, "refill": {"reps": 2}},
+    "refill_reps_4": {**REFILL, "refill": {"reps": 4}},
+    "refill_uniform": {**REFILL, "refill": {"power": 0.0}},
 }
-
-TABLE_3 = ("no_question_selection", "no_trajectory_selection", "no_selection", "highest_entropy", "lowest_perplexity")
-TABLE_6 = (
-    "no_shaping", "clipped", "no_is_correction", "beta_0.01", "beta_1",
+TRAJECTORY = (
+    "no_question_selection",
+    "no_trajectory_selection",
+    "no_selection",
+    "highest_entropy",
+    "lowest_perplexity",
+)
+SETTINGS = (
+    "no_shaping", "no_shaping_clipped", "no_is_correction", "beta_0.01", "beta_1",
     "rho_0.25", "rho_0.75", "sigma_0.5", "sigma_1.5", "mu_0.25",
 )  # fmt: skip
 RELEASED = ("sigma_accuracy", "keep_unsolved", "unclipped_fresh")
-CONTROLS = ("retirement_only", "questions_only", "no_retirement", "fresh_counts", "fill_current")
+CONTROLS = ("retirement_only", "selection_only", "no_retirement", "fresh_counts", "refill_current")
 MASKED = ("masked_easy", "masked_medium", "masked_hard")
+REFILLS = ("refill_reps_2", "refill_reps_4", "refill_uniform")
 REFERENCE = "on_policy"
+# Every variant, in the order of tables.
+VARIANTS = (
+    REFERENCE, "exgrpo", "exgrpo_at_once", *TRAJECTORY, *SETTINGS, "retired_review", *RELEASED, *MASKED,
+    *CONTROLS[:-1], "refill", "refill_current", *REFILLS,
+)  # fmt: skip
 
 SUITES: dict[str, tuple[str, ...]] = {
-    "smoke": (REFERENCE, "exgrpo", "fill"),
-    "main": (REFERENCE, "exgrpo", "exgrpo_at_once", "fill", "fill_current"),
-    "table3": (REFERENCE, "exgrpo", *TABLE_3),
-    "table6": (REFERENCE, "exgrpo", *TABLE_6),
+    "smoke": (REFERENCE, "exgrpo", "refill"),
+    "main": (REFERENCE, "exgrpo", "exgrpo_at_once", "refill", "refill_current"),
+    "table3": (REFERENCE, "exgrpo", *TRAJECTORY),
+    "table6": (REFERENCE, "exgrpo", *SETTINGS),
     "table7": (REFERENCE, "exgrpo", "retired_review", *RELEASED),
     "masked": (REFERENCE, *MASKED),
-    "controls": (REFERENCE, "exgrpo_at_once", "fill", *CONTROLS),
-    "fills": (REFERENCE, "fill", "fill_current", "fill_reps_2", "fill_reps_4", "fill_uniform"),
-    "all": tuple(VARIANTS),
+    "controls": (REFERENCE, "exgrpo_at_once", "refill", *CONTROLS),
+    "refills": (REFERENCE, "refill", "refill_current", *REFILLS),
+    "all": VARIANTS,
 }
+
+
+@cache
+def differences(name: str) -> dict[str, Any]:
+    """The keys below `exgrpo:` in which a variant differs from the paper's preset; ValueError for an unknown name."""
+    if name in LAB_ONLY:
+        return LAB_ONLY[name]
+    for group in GROUPS:
+        if name in preset_names(group):
+            return preset_settings(group, name)
+    raise ValueError(f"no variant is called {name!r}; {nearest(name, VARIANTS)}.")
 
 
 def variant(name: str, seed: int = 0, **overrides: Any) -> ExGRPOConfig:
     """The configuration called `name`; `overrides` are top-level keys. ValueError for unknown names and keys."""
-    if name not in VARIANTS:
-        raise ValueError(f"no variant is called {name!r}; there are {', '.join(VARIANTS)}.")
-    return ExGRPOConfig.from_mapping(_plain(VARIANTS[name]) | {"seed": seed} | overrides)
+    return ExGRPOConfig.from_mapping(differences(name) | {"seed": seed} | overrides)
 
 
 def suite(name: str) -> tuple[str, ...]:
@@ -92,7 +93,3 @@ def suite(name: str) -> tuple[str, ...]:
             raise ValueError(f"no suite or variant is called {part!r}; suites: {', '.join(SUITES)}.")
         found |= dict.fromkeys(SUITES.get(part, (part,)))
     return tuple(found)
-
-
-def _plain(values: Mapping) -> dict:
-    return {key: _plain(value) if isinstance(value, Mapping) else value for key, value in values.items()}

@@ -1,4 +1,4 @@
-"""One run: the steps of `recipe.exgrpo.trainer.trainer` on a tiny model, with the same core and the same small print.
+"""One run: the steps of `trainer.trainer` on a tiny model, driving the same policy with the same fine print.
 
 Per step: plan, roll out, inject, log-probs of pi_old by the training model, group advantages, two updates, book-keeping.
 """
@@ -11,12 +11,14 @@ import numpy as np
 import torch
 
 from recipe.exgrpo.core.advantage import group_advantages
-from recipe.exgrpo.core.config import ExGRPOConfig
+from recipe.exgrpo.core.buffer import Response, Trajectory
+from recipe.exgrpo.core.config import ExGRPOConfig, LossConfig
 from recipe.exgrpo.core.loss import ClipRange
+from recipe.exgrpo.core.policies import make_policy
+from recipe.exgrpo.core.policies.policy import Arrangement, Group, Member, Slot, Tools
 from recipe.exgrpo.core.selection import Scores, masked_mean
 from recipe.exgrpo.lab.families import Family
 from recipe.exgrpo.lab.model import TinyTransformer, prompt_ids, response_ids, response_scores, sample
-from recipe.exgrpo.lab.modes import Slot, make_mode
 from recipe.exgrpo.lab.questions import Splits, Stream, make_splits
 from recipe.exgrpo.lab.rows import Objective, Row, batch_loss, tensors_of
 from recipe.exgrpo.lab.vocabulary import PAD, Vocabulary
@@ -87,23 +89,39 @@ class Lab:
         self.generator = torch.Generator().manual_seed(seed)
         learning_rate = settings.learning_rate or task.learning_rate
         self.optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate, weight_decay=0.01)
-        self.mode = make_mode(config, settings.group_size)
+        self.policy = make_policy(config, settings.group_size)
         self.costs = Costs()
 
     def step(self, step: int) -> dict[str, float]:
         """Train one step; returns its metrics."""
-        begun = time.process_time()
-        slots = self.mode.slots(self.stream, self.settings.questions)
-        groups = self.roll_out(slots)
-        pass_rate = float(np.mean([row.reward for rows in groups for row in rows]))
-        self.mode.inject(groups, slots, self.score, step)
-        self.write_behaviour([row for rows in groups for row in rows])
-        write_advantages(groups)
-        self.mode.arrange(groups, step)
-        metrics = self.update([row for rows in groups for row in rows])
-        self.mode.finish(groups, step, pass_rate)
+        begun, policy = time.process_time(), self.policy
+        slots = policy.plan(self.settings.questions, self.stream)
+        rows = self.roll_out(slots)
+        groups = [group_of(slot, members) for slot, members in zip(slots, rows, strict=True)]
+        pass_rate = float(np.mean([reward for group in groups for reward in group.fresh_rewards]))
+        tools = Tools(score=self.score, read=lambda members: [response_of(rows[i][j]) for i, j in members])
+        for i, trajectories in policy.inject(groups, tools, step).items():
+            groups[i].joined += trajectories
+            rows[i] += [self.joined_row(trajectory) for trajectory in trajectories]
+        self.write_behaviour([row for members in rows for row in members])
+        write_advantages(rows)
+        out = apply(policy.arrange(groups, tools, step), rows)
+        metrics = self.update([row for members in rows for row in members])
+        policy.finish(groups, tools, step, pass_rate)
         self.costs.seconds += time.process_time() - begun
-        return {"batch/pass_rate": pass_rate} | metrics | self.mode.metrics(step)
+        experience = {f"experience/{name}": float(value) for name, value in policy.metrics(step).items()}
+        return {"batch/pass_rate": pass_rate, "batch/rows_out_of_update": float(out)} | metrics | experience
+
+    def joined_row(self, trajectory: Trajectory) -> Row:
+        """A stored trajectory among its question's fresh rollouts; pi_past or, without importance correction, pi_old."""
+        past = trajectory.log_probs if self.loss.importance == "past" else None
+        prompt = self.prompts[trajectory.question]
+        return Row(trajectory.question, prompt, trajectory.token_ids.tolist(), trajectory.reward, True, past)
+
+    @property
+    def loss(self) -> LossConfig:
+        """The policy's, or for a policy without one the clipped loss that verl has."""
+        return LossConfig() if self.policy.loss is None else self.policy.loss
 
     def roll_out(self, slots: Sequence[Slot]) -> list[list[Row]]:
         """Fresh rollouts of every slot, graded, one group a slot."""
@@ -122,16 +140,16 @@ class Lab:
         return float(self.task.grade(self.train[question], self.vocabulary.decode(response)))
 
     @torch.no_grad()
-    def score(self, candidates: list[tuple[str, np.ndarray]]) -> Scores:
+    def score(self, candidates: Sequence[Trajectory]) -> Scores:
         """Mean token entropy and negative log-likelihood of stored responses under the current policy (section 4.1)."""
         entropies, nlls = np.empty(len(candidates)), np.empty(len(candidates))
-        for places in by_length([ids for _, ids in candidates]):
-            responses = response_ids([candidates[i][1] for i in places])
-            prompts = self._columns([self.prompts[candidates[i][0]] for i in places])
+        for places in by_length([candidate.token_ids for candidate in candidates]):
+            responses = response_ids([candidates[i].token_ids for i in places])
+            prompts = self._columns([self.prompts[candidates[i].question] for i in places])
             log_probs, entropy = response_scores(self.model, prompts, responses)
             mask = responses != PAD
             entropies[places], nlls[places] = masked_mean(entropy, mask).numpy(), -masked_mean(log_probs, mask).numpy()
-        self.costs.scored_tokens += sum(len(ids) for _, ids in candidates)
+        self.costs.scored_tokens += sum(len(candidate.token_ids) for candidate in candidates)
         return Scores(entropies, nlls)
 
     @torch.no_grad()
@@ -153,9 +171,13 @@ class Lab:
         return {f"actor/{name}": float(np.mean([metrics[name] for metrics in found])) for name in found[0]}
 
     def _mini_batch(self, rows: list[Row]) -> dict[str, float]:
-        settings, mode = self.settings, self.mode
         objective = Objective(
-            mode.loss, ClipRange(), settings.entropy_coeff, len(rows), self.task.response_tokens, mode.active
+            self.loss,
+            ClipRange(),
+            self.settings.entropy_coeff,
+            len(rows),
+            self.task.response_tokens,
+            self.policy.active,
         )
         # A row out of the update is left out of the forward pass as well; `objective.sequences` still counts it.
         kept = [row for row in rows if row.in_update]
@@ -199,6 +221,34 @@ def by_length(responses: Sequence[Sequence[int]]) -> list[list[int]]:
     """
     order = sorted(range(len(responses)), key=lambda i: len(responses[i]))
     return [order[i : i + PASS_ROWS] for i in range(0, len(order), PASS_ROWS)]
+
+
+def group_of(slot: Slot, fresh: Sequence[Row]) -> Group:
+    """A group's outcome as a policy sees it."""
+    return Group(slot.question, [row.reward for row in fresh], planned=slot.planned)
+
+
+def response_of(row: Row) -> Response:
+    """A rollout as a policy stores it; ValueError before its log-probs are known."""
+    if row.behaviour is None:
+        raise ValueError(f"the log-probs of a rollout of {row.question!r} are not known yet")
+    return Response(row.response, row.behaviour, prompt_ids=row.prompt)
+
+
+def apply(arrangement: Arrangement, rows: list[list[Row]]) -> int:
+    """Take rows out of the update, put stored ones into their places, set advantages; returns how many rows are out."""
+    for (i, j), placed in zip(arrangement.leave, arrangement.place, strict=False):
+        past = placed.trajectory
+        rows[i][j] = Row(
+            past.question, past.prompt_ids.tolist(), past.token_ids.tolist(), past.reward,
+            is_replayed=True, behaviour=past.log_probs, advantage=placed.advantage,
+        )  # fmt: skip
+    out: Sequence[Member] = arrangement.leave[len(arrangement.place) :]
+    for i, j in out:
+        rows[i][j].in_update = False
+    for (i, j), advantage in arrangement.advantages.items():
+        rows[i][j].advantage = advantage
+    return len(out)
 
 
 def write_advantages(groups: list[list[Row]]) -> None:

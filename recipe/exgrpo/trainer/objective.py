@@ -1,25 +1,48 @@
-"""The ExGRPO loss in verl's signature: token losses from `recipe.exgrpo.core.loss`, averaged as verl's own `ppo_loss` does.
+"""Loss (Eq. 4) and advantage (Eq. 2) in verl's signatures: the numbers come from `core`, averages are verl's own.
 
-Set once on the workers through the public `set_loss_fn`; with replay disabled verl's `ppo_loss` stays in place.
+The loss is set once on the workers through the public `set_loss_fn`, the advantage is the estimator
+`algorithm.adv_estimator=exgrpo`; a policy without a loss of its own leaves verl's `ppo_loss` and `grpo` in place.
 """
 
 from collections import defaultdict
 
+import numpy as np
 import torch
 from tensordict import TensorDict
-from verl.trainer.ppo.core_algos import agg_loss, kl_penalty
+from verl.trainer.ppo.core_algos import agg_loss, kl_penalty, register_adv_est
 from verl.utils import tensordict_utils as tu
 from verl.utils.metric import AggregationType, Metric
 from verl.workers.config import ActorConfig
 from verl.workers.utils.padding import no_padding_2_padding
 
+from recipe.exgrpo.core.advantage import group_advantages
 from recipe.exgrpo.core.config import LossConfig
 from recipe.exgrpo.core.loss import ClipRange, clip_sums, mixed_policy_loss, ratio_metrics, ratio_sums
-from recipe.exgrpo.trainer.masking import IN_UPDATE
+from recipe.exgrpo.trainer.rows import FLAG, IN_UPDATE
 
+ESTIMATOR = "exgrpo"
 # Metrics that add up over micro-batches, ranks and updates; the driver divides them.
 SUMS = "sums/"
 TOKEN_FIELDS = ("response_mask", "old_log_probs", "advantages", "rollout_is_weights", "ref_log_prob")
+
+
+@register_adv_est(ESTIMATOR)
+def mixed_group_advantage(
+    token_level_rewards: torch.Tensor, response_mask: torch.Tensor, index: np.ndarray, config=None, **kwargs
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Advantage of every token over the mixed group that shares a uid (fresh rollouts and the replayed trajectory).
+
+    Args:
+        token_level_rewards, response_mask: [n, L]; index: uid of each row, [n].
+        config: verl's algorithm configuration; `norm_adv_by_std_in_grpo` chooses GRPO's normalisation.
+
+    Returns:
+        Advantages and returns (the same), float [n, L], zero outside the response.
+    """
+    by_std = bool(config is not None and config.get("norm_adv_by_std_in_grpo", False))
+    scores = group_advantages(token_level_rewards.sum(-1), index, normalize_by_std=by_std)
+    advantages = scores.unsqueeze(-1) * response_mask
+    return advantages, advantages
 
 
 def clip_range(config: ActorConfig) -> ClipRange:
@@ -48,29 +71,25 @@ def exgrpo_loss(
     model_output: dict,
     data: TensorDict,
     dp_group=None,
-    drops_rows: bool = False,
 ) -> tuple[torch.Tensor, dict]:
     """Mixed-policy loss of one micro-batch (Eq. 4), minus the entropy bonus, plus the optional KL term.
 
     Args:
         config: verl's actor configuration (clip range, aggregation mode, coefficients).
         model_output: nested `log_probs` and, when needed, `entropy`, over whole sequences.
-        data: the micro-batch; 0-d `is_replayed` is required on every row (KeyError without it: a batch that skipped
-            injection must not train silently as if it held no replay).
-        drops_rows: whether rows with 0-d `in_update` = 0 leave every term, the normaliser excepted (modes fill and masked);
-            the field is then required.
+        data: the micro-batch; 0-d `is_replayed` and `in_update` are required on every row (KeyError without them: a batch that
+            skipped injection must not train silently as if it held no replay). Rows with `in_update` = 0 leave every term,
+            the normaliser excepted.
 
     Returns:
         Scalar loss and metrics that add up over micro-batches.
     """
-    is_replayed = data["is_replayed"].bool()
+    is_replayed = data[FLAG].bool()
     replay_active = bool(tu.get_non_tensor_data(data, "replay_active", default=True))
     log_prob, entropy = _padded(model_output["log_probs"], data), _padded(model_output.get("entropy"), data)
     norm, clip = _normaliser(config, data), clip_range(config)
     tokens = data.select(*[name for name in TOKEN_FIELDS if name in data]).to_padded_tensor()
-    mask = tokens["response_mask"].bool()
-    if drops_rows:
-        mask = mask & data[IN_UPDATE].bool().unsqueeze(-1)
+    mask = tokens["response_mask"].bool() & data[IN_UPDATE].bool().unsqueeze(-1)
     token_loss = mixed_policy_loss(
         log_prob,
         tokens["old_log_probs"],

@@ -1,7 +1,7 @@
-"""Scoring candidate trajectories under the current policy: one call a step to the training engine (section 4.1).
+"""Scoring candidate trajectories under the current policy: one call per step to the training engine (section 4.1).
 
 The driver lays the candidates out so that little is wasted (sorted by length, spread over data-parallel ranks, padded to a
-multiple of them); the worker side (`recipe.exgrpo.trainer.worker`) runs the forward pass and returns one mean a trajectory.
+multiple of them); the worker side (`recipe.exgrpo.trainer.worker`) runs the forward pass and returns one mean per trajectory.
 """
 
 from dataclasses import dataclass
@@ -13,9 +13,9 @@ from torch.nn.utils.rnn import pad_sequence
 from verl.utils import tensordict_utils as tu
 from verl.workers.utils.padding import response_from_nested
 
-from recipe.exgrpo.core.buffer.experience import Trajectory
+from recipe.exgrpo.core.buffer import Trajectory
 from recipe.exgrpo.core.selection import Scores, masked_mean
-from recipe.exgrpo.trainer.injection import nested
+from recipe.exgrpo.trainer.rows import nested
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ def candidate_batch(candidates: list[Candidate]) -> TensorDict:
     """Unpadded rows `input_ids, position_ids, loss_mask, prompts, responses, response_mask` for the engine."""
     responses = [torch.as_tensor(c.trajectory.token_ids, dtype=torch.int64) for c in candidates]
     ids = [torch.cat([c.prompt, response]) for c, response in zip(candidates, responses, strict=True)]
-    masks = [torch.ones_like(response) for response in responses]
+    masks = [torch.as_tensor(c.trajectory.mask, dtype=torch.int64) for c in candidates]
     columns = {
         "input_ids": ids,
         "position_ids": [torch.arange(len(row)) for row in ids],
@@ -68,12 +68,12 @@ def candidate_batch(candidates: list[Candidate]) -> TensorDict:
 
 
 def trajectory_means(output: TensorDict, batch: TensorDict) -> TensorDict:
-    """Worker side: per-row `entropy` and `nll` (float64 [n]) from the engine's per-token output."""
-    means = {}
+    """Worker side: per-row `entropy` and `nll` (float64 [n]) over the model's own tokens, from the engine's per-token output."""
+    masks, means = batch["response_mask"].unbind(), {}
     for name, column, sign in (("entropy", "entropy", 1.0), ("nll", "log_probs", -1.0)):
         rows = response_from_nested(output[column], batch["response_mask"]).unbind()
         # Padded here and not by `to_padded_tensor`: a jagged tensor that came through Ray may pad to a stale width.
-        tokens, mask = (pad_sequence(part, batch_first=True) for part in (rows, [torch.ones_like(r) for r in rows]))
+        tokens, mask = (pad_sequence(part, batch_first=True) for part in (rows, masks))
         means[name] = sign * masked_mean(tokens, mask)
     return TensorDict(means, batch_size=len(batch))
 

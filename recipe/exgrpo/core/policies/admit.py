@@ -1,0 +1,26 @@
+"""Which fresh rollouts of a group are kept (rule `exgrpo.admit`): positions among them, ascending."""
+
+import numpy as np
+
+from recipe.exgrpo.core.policies.policy import Group
+from recipe.exgrpo.core.policies.rules import Context
+
+
+def successes(group: Group, context: Context) -> list[int]:
+    """Rewards above `bookkeeping.success_threshold` (Alg. 1)."""
+    bar = context.config.bookkeeping.success_threshold
+    return [i for i, reward in enumerate(group.fresh_rewards) if reward > bar]
+
+
+def above_mean(group: Group, context: Context) -> list[int]:
+    """Rewards above the mean of the whole group, for continuous rewards (section 5.3)."""
+    bar = float(np.mean(group.rewards))
+    return [i for i, reward in enumerate(group.fresh_rewards) if reward > bar]
+
+
+def everything(group: Group, context: Context) -> list[int]:
+    """All of them, failures too."""
+    return list(range(len(group.fresh_rewards)))
+
+
+ADMIT = {rule.__name__: rule for rule in (successes, above_mean, everything)}

@@ -1,0 +1,81 @@
+"""What happens to questions once their groups are graded (Alg. 1): success counts, buckets, retirement, review."""
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+
+from recipe.exgrpo.core.buffer import ExperienceBuffer
+from recipe.exgrpo.core.config import BookkeepingConfig
+from recipe.exgrpo.core.outcomes import spread_buckets
+from recipe.exgrpo.core.policies.metrics import Report
+from recipe.exgrpo.core.policies.policy import Group
+
+
+def success_count(group: Group, group_size: int, config: BookkeepingConfig) -> int:
+    """s of the mixed group, 0..K (Alg. 1); with `fresh_only` by fresh rollouts alone, scaled to K."""
+    fresh = sum(reward > config.success_threshold for reward in group.fresh_rewards)
+    if not group.joined:
+        return fresh
+    if not config.fresh_only:
+        return sum(reward > config.success_threshold for reward in group.rewards)
+    tried = len(group.fresh_rewards)
+    if fresh in (0, tried):
+        return group_size if fresh else 0
+    return min(max(round(fresh * group_size / tried), 1), group_size - 1)
+
+
+class Bookkeeping:
+    """Buckets and the retired set of one buffer."""
+
+    def __init__(self, store: ExperienceBuffer, config: BookkeepingConfig) -> None:
+        self.store, self.config = store, config
+
+    def grade(self, groups: Sequence[Group], report: Report) -> list[int]:
+        """Update buckets and the retired set; returns positions of the groups whose rollouts may be admitted.
+
+        A partial group (a failed session) changes nothing: its count is not out of K.
+        """
+        whole = [i for i, group in enumerate(groups) if group.size == self.store.group_size]
+        report.partial_groups += len(groups) - len(whole)
+        counts = self._counts([groups[i] for i in whole])
+        return [i for i, count in zip(whole, counts, strict=True) if self._settle(groups[i].question, count, report)]
+
+    def _counts(self, groups: Sequence[Group]) -> list[int]:
+        """The bucket of each whole group, 0..K, by `bookkeeping.outcome`."""
+        if self.config.outcome == "reward_spread":
+            return spread_buckets([group.rewards for group in groups], self.store.group_size)
+        return [success_count(group, self.store.group_size, self.config) for group in groups]
+
+    def _settle(self, question: str, count: int, report: Report) -> bool:
+        """Retire a question, move it to its bucket, or mark it ineligible; true when its fresh successes are to be stored."""
+        if self.store.is_retired(question):
+            return False
+        if count == self.store.group_size:
+            self._solved(question, report)
+            return False
+        upper = self.store.group_size - 1 if self.config.upper is None else self.config.upper
+        if self.config.lower < count <= upper:
+            self.store.record(question, count)
+            return True
+        if count == 0 and not self.config.keep_unsolved and self.store.latest_count(question) is not None:
+            self.store.record(question, 0)
+        return False
+
+    def _solved(self, question: str, report: Report) -> None:
+        """All K succeeded: into the retired set, or only out of the buckets when retirement is off."""
+        if self.config.retire:
+            self.store.retire(question)
+            report.retired += 1
+        elif self.store.latest_count(question) is not None:
+            self.store.record(question, 0)
+
+    def review(self, step: int, rng: np.random.Generator) -> int:
+        """Every `review_interval` steps, put a share of the retired questions back (Table 7); returns how many."""
+        if not self.config.review_interval or step % self.config.review_interval:
+            return 0
+        retired = self.store.retired
+        size = math.ceil(self.config.review_share * len(retired))
+        for i in rng.choice(len(retired), size=size, replace=False) if retired else ():
+            self.store.unretire(retired[int(i)])
+        return size

@@ -1,0 +1,118 @@
+"""ExGRPO (Alg. 1): partly solved questions come back, each with one stored success among K - 1 fresh rollouts."""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from recipe.exgrpo.core.buffer import ExperienceBuffer, Trajectory
+from recipe.exgrpo.core.config import ExGRPOConfig
+from recipe.exgrpo.core.policies.admit import ADMIT
+from recipe.exgrpo.core.policies.bookkeeping import Bookkeeping
+from recipe.exgrpo.core.policies.gate import GATE
+from recipe.exgrpo.core.policies.metrics import Report
+from recipe.exgrpo.core.policies.policy import Dataset, Group, Slot, Tools
+from recipe.exgrpo.core.policies.rank import RANK
+from recipe.exgrpo.core.policies.replay import Replay
+from recipe.exgrpo.core.policies.rules import chosen, needs_scores
+from recipe.exgrpo.core.sampler import interleave, sample_questions
+from recipe.exgrpo.core.selection import Scores
+
+
+class ExGRPO(Replay):
+    """Admit successes of partly solved groups, draw questions from buckets, take the trajectory with the lowest entropy."""
+
+    plans_questions = True
+
+    def __init__(self, config: ExGRPOConfig, group_size: int, options: Any = None) -> None:
+        super().__init__(config, group_size, options)
+        spread = config.bookkeeping.outcome == "reward_spread"
+        self.admits = chosen("admit", config.admit, "above_mean" if spread else "successes", ADMIT)
+        self.rank = chosen("rank", config.rank, "lowest_entropy", RANK)
+        self.gate = chosen("gate", config.gate, "always", GATE)
+        if config.place is not None:
+            raise ValueError(f"exgrpo.place={config.place}: exgrpo.policy={config.policy} plans its places beforehand.")
+        self.bookkeeping = Bookkeeping(self.store, config.bookkeeping)
+        self._taken: set[str] = set()
+        self._reuse_retired = False
+
+    def skips(self, question: str) -> bool:
+        """Already in this step, or retired while enough questions are not."""
+        return question in self._taken or (self.store.is_retired(question) and not self._reuse_retired)
+
+    def plan(self, size: int, dataset: Dataset) -> list[Slot]:
+        """n = min(floor(rho B), eligible) stored questions with K - 1 rollouts each, B - n fresh ones with K."""
+        self.report = Report(active=self.active)
+        planned = self._planned(math.floor(self.config.rho * size))
+        self._taken, self._reuse_retired = set(planned), len(dataset) - len(self.store.retired) < size
+        fresh = [self.draw(dataset) for _ in range(size - len(planned))]
+        rollouts = self.group_size - self.config.inject
+        return interleave([Slot(question, rollouts, planned=True) for question in planned], fresh)
+
+    def draw(self, dataset: Dataset) -> Slot:
+        slot = super().draw(dataset)
+        self._taken.add(slot.question)
+        return slot
+
+    def _planned(self, wanted: int) -> list[str]:
+        if not self.active:
+            return []
+        questions = sample_questions(self.store, wanted, self.config.question, self.rng)
+        self.report.planned = len(questions)
+        return questions
+
+    def inject(self, groups: Sequence[Group], tools: Tools, step: int) -> dict[int, list[Trajectory]]:
+        """The stored trajectory of every planned question that still has fresh rollouts; scored in one call."""
+        live = [i for i, group in enumerate(groups) if group.planned]
+        if not self.config.inject:
+            # A control: nothing stored enters, and yet a question was drawn: bounds on its use and its cooldown count.
+            for i in live:
+                self.store.mark_drawn(groups[i].question, step)
+            return {}
+        rows = {i: self._candidates(groups[i].question, step) for i in live}
+        rows = {i: found for i, found in rows.items() if len(found)}
+        scores = self._scores(rows, tools)
+        joined = {i: [self._select(found, scores.get(i), step)] for i, found in rows.items()}
+        self.report.replayed_questions = len(joined)
+        self.report.skipped = self.report.planned - len(joined)
+        return joined
+
+    def _candidates(self, question: str, step: int) -> np.ndarray:
+        """Handles of the stored trajectories of `question` that may enter now, in order of storage."""
+        rows = self.store.rows(question)
+        return rows[self.gate(self.store.candidates(rows), self.context(step))]
+
+    def _scores(self, rows: dict[int, np.ndarray], tools: Tools) -> dict[int, Scores]:
+        """Scores of the candidates of each group, remembered in the store; empty when the rank rule needs none."""
+        if not rows or not needs_scores(self.rank):
+            return {}
+        handles = np.concatenate(list(rows.values()))
+        scores = tools.score([self.store.trajectory(int(row)) for row in handles])
+        self.store.mark_scored(handles, scores.entropy, scores.nll)
+        self.report.scored = len(handles)
+        owner = np.repeat(list(rows), [len(found) for found in rows.values()])
+        return {i: scores[owner == i] for i in rows}
+
+    def _select(self, rows: np.ndarray, scores: Scores | None, step: int) -> Trajectory:
+        """The best ranked of `rows`; its use is noted."""
+        first = self.rank(self.store.candidates(rows), scores, self.context(step))[0]
+        trajectory = self.store.trajectory(int(rows[first]))
+        self.report.replayed(trajectory, step)
+        self.store.mark_used(trajectory.row, step)
+        return trajectory
+
+    def finish(self, groups: Sequence[Group], tools: Tools, step: int, pass_rate: float) -> None:
+        """Grade all groups, store what is admitted, apply the bounds, and let the schedule see the fresh rollouts."""
+        if self.active:
+            context = self.context(step)
+            kept = self.bookkeeping.grade(groups, self.report)
+            self.report.added = self.admit(groups, {i: self.admits(groups[i], context) for i in kept}, tools, step)
+        self.report.evicted = self.store.enforce_limits(step)
+        if self.active:
+            self.report.reviewed = self.bookkeeping.review(step, self.rng)
+        self.schedule.observe(pass_rate)
+
+    def load_state_dict(self, state: dict, store: ExperienceBuffer) -> None:
+        super().load_state_dict(state, store)
+        self.bookkeeping.store = store

@@ -1,0 +1,102 @@
+"""Every metric that a policy reports under `experience/`, with the sentence that docs/metrics.md has of it.
+
+All policies report all of them, zero where a feature is off; `bucket/k` (eligible questions with k successes of K, 1 <= k < K)
+and `evicted/reason` come with a store.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from recipe.exgrpo.core.buffer import ExperienceBuffer, Trajectory
+
+METRICS = {
+    "replay_active": "1 once stored experience is in use (after the delayed start), 0 before and on-policy.",
+    "planned_questions": "Questions of this step that were drawn from the buffer.",
+    "replayed_questions": "Planned questions whose group received a stored trajectory.",
+    "skipped_replays": "Planned questions that received none: all their fresh rollouts failed to finish, or the gate held.",
+    "replayed_rows": "Stored trajectories in this step's update, by whatever way they came in.",
+    "zero_variance_groups": "Groups whose rewards do not differ and whose rows stored trajectories may take (refill).",
+    "freed_rows": "Rows that left the update to be taken by stored trajectories (refill).",
+    "drawn_groups": "Stored groups whose successes took freed rows (refill).",
+    "buffer_questions": "Questions with at least one stored trajectory.",
+    "buffer_trajectories": "Stored trajectories.",
+    "buffer_bytes": "Bytes of stored trajectories: tokens, log-probs and their columns.",
+    "retired_questions": "Questions solved by all K, no longer drawn.",
+    "added": "Trajectories admitted to the buffer in this step.",
+    "newly_retired": "Questions retired in this step.",
+    "reviewed": "Retired questions put back in this step (Table 7).",
+    "partial_groups": "Groups that lost a rollout to a failure: trained on, and left out of all bookkeeping.",
+    "candidates_scored": "Stored trajectories scored under the current policy.",
+    "selected_entropy_mean": "Mean token entropy of the replayed trajectories under the current policy, nats.",
+    "age_steps_mean": "Mean age of the replayed trajectories, steps.",
+    "age_steps_max": "Largest age of the replayed trajectories, steps.",
+    "reuse_mean": "How often the replayed trajectories have been replayed, this time included: mean.",
+    "reuse_max": "The same: largest.",
+}
+
+
+@dataclass
+class Report:
+    """What happened to experience in one step; becomes the `experience/` metrics."""
+
+    active: bool = False
+    planned: int = 0
+    replayed_questions: int = 0
+    skipped: int = 0
+    zero_variance_groups: int = 0
+    freed: int = 0
+    drawn_groups: int = 0
+    scored: int = 0
+    added: int = 0
+    retired: int = 0
+    reviewed: int = 0
+    partial_groups: int = 0
+    entropies: list[float] = field(default_factory=list)
+    ages: list[int] = field(default_factory=list)
+    reuses: list[int] = field(default_factory=list)
+    evicted: dict[str, int] = field(default_factory=dict)
+
+    def replayed(self, trajectory: Trajectory, step: int) -> None:
+        """Note that `trajectory`, as it was before this use, is in the update of `step`."""
+        self.entropies.append(trajectory.entropy)
+        self.ages.append(step - trajectory.birth_step)
+        self.reuses.append(trajectory.use_count + 1)
+
+    def metrics(self, store: ExperienceBuffer, step: int) -> dict[str, float]:
+        """All of METRICS, and `bucket/k` and `evicted/reason` of `store`."""
+        stats = store.stats(step)
+        values = {
+            "replay_active": self.active,
+            "planned_questions": self.planned,
+            "replayed_questions": self.replayed_questions,
+            "skipped_replays": self.skipped,
+            "replayed_rows": len(self.ages),
+            "zero_variance_groups": self.zero_variance_groups,
+            "freed_rows": self.freed,
+            "drawn_groups": self.drawn_groups,
+            "buffer_questions": stats["questions"],
+            "buffer_trajectories": stats["trajectories"],
+            "buffer_bytes": stats["bytes"],
+            "retired_questions": stats["retired"],
+            "added": self.added,
+            "newly_retired": self.retired,
+            "reviewed": self.reviewed,
+            "partial_groups": self.partial_groups,
+            "candidates_scored": self.scored,
+            "selected_entropy_mean": _mean(self.entropies),
+            "age_steps_mean": _mean(self.ages),
+            "age_steps_max": max(self.ages, default=0),
+            "reuse_mean": _mean(self.reuses),
+            "reuse_max": max(self.reuses, default=0),
+            **{name: value for name, value in stats.items() if name.startswith("bucket/")},
+            **{f"evicted/{reason}": count for reason, count in self.evicted.items()},
+        }
+        return {name: float(value) for name, value in values.items()}
+
+
+def _mean(values: Sequence[float]) -> float:
+    finite = [v for v in values if math.isfinite(v)]
+    return float(np.mean(finite)) if finite else 0.0

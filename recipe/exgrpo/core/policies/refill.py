@@ -1,0 +1,137 @@
+"""Zero-variance refill (ours): past successes take the places of groups whose rewards do not differ.
+
+Such a group has no advantage; it leaves the update, and its sequences are the budget. The budget is filled with stored groups:
+the successes of one earlier mixed group, with their behaviour log-probs and their advantage 1 - k/K frozen at collection. No
+rollout and no updated sequence is added, and the normaliser stays the number of sequences.
+"""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from recipe.exgrpo.core.buffer import Candidates, ExperienceBuffer
+from recipe.exgrpo.core.config import ExGRPOConfig, LossConfig
+from recipe.exgrpo.core.policies.admit import ADMIT
+from recipe.exgrpo.core.policies.gate import GATE
+from recipe.exgrpo.core.policies.metrics import Report
+from recipe.exgrpo.core.policies.place import PLACE
+from recipe.exgrpo.core.policies.policy import Arrangement, Dataset, Group, Placed, Slot, Tools
+from recipe.exgrpo.core.policies.rank import RANK
+from recipe.exgrpo.core.policies.replay import Replay
+from recipe.exgrpo.core.policies.rules import chosen, needs_scores
+from recipe.exgrpo.core.selection import Scores
+
+
+class Refill(Replay):
+    """Admit successes of mixed groups, draw rare ones first, while they are recent, into the rows of zero-variance groups."""
+
+    def __init__(self, config: ExGRPOConfig, group_size: int, options: Any = None) -> None:
+        super().__init__(config, group_size, options)
+        self.admits = chosen("admit", config.admit, "successes", ADMIT)
+        self.rank = chosen("rank", config.rank, "rarity", RANK)
+        self.gate = chosen("gate", config.gate, "recent", GATE)
+        self.place = chosen("place", config.place, "zero_variance", PLACE)
+
+    @property
+    def loss(self) -> LossConfig:
+        """Replayed tokens are PPO-clipped against the stored log-probs, whatever `exgrpo.loss.shaping` says.
+
+        The shaping w / (w + beta) has gradient beta / (1 + beta)^2 = 0.083 at w = 1; the clipped weight has 1.
+        """
+        return replace(self.config.loss, shaping="clip", importance="past")
+
+    def plan(self, size: int, dataset: Dataset) -> list[Slot]:
+        self.report = Report(active=self.active)
+        return super().plan(size, dataset)
+
+    def arrange(self, groups: Sequence[Group], tools: Tools, step: int) -> Arrangement:
+        """Stored groups for the rows of zero-variance groups; nothing while inactive.
+
+        Drawn before this step's successes are stored: the update holds those already. `source: current` is the control that
+        trains on just those twice.
+        """
+        if not self.active:
+            return Arrangement()
+        leave = self.place(groups, self.context(step))
+        self.report.zero_variance_groups, self.report.freed = len({i for i, _ in leave}), len(leave)
+        store = self.store
+        if self.config.refill.source == "current":
+            store = ExperienceBuffer(self.group_size)
+            self._collect(store, groups, tools, step)
+        return Arrangement(leave, self._draw(store, len(leave), tools, step) if leave else ())
+
+    def finish(self, groups: Sequence[Group], tools: Tools, step: int, pass_rate: float) -> None:
+        """Store this step's successes of mixed groups, drop what can never be drawn again."""
+        if self.active:
+            self.report.partial_groups = sum(group.size != self.group_size for group in groups)
+            if self.config.refill.source == "past":
+                self.report.added = self._collect(self.store, groups, tools, step)
+        self._expire(step + 1)
+        self.report.evicted = self.store.enforce_limits(step)
+        self.schedule.observe(pass_rate)
+
+    def _collect(self, store: ExperienceBuffer, groups: Sequence[Group], tools: Tools, step: int) -> int:
+        """Store what is admitted of every whole mixed group, with its prompt; returns how many."""
+        kept = {
+            i: self.admits(group, self.context(step))
+            for i, group in enumerate(groups)
+            if group.size == self.group_size and 0 < self.successes(group) < self.group_size
+        }
+        # A group is drawn as a whole, so that equal responses count as often as they were sampled.
+        return self.admit(groups, kept, tools, step, store, keep_prompt=True, keep_duplicates=True)
+
+    def _draw(self, store: ExperienceBuffer, budget: int, tools: Tools, step: int) -> list[Placed]:
+        """Stored groups in the order of the rank rule, as far as they fit into `budget` rows; their use is counted."""
+        rows = store.candidates()
+        _, first, sizes = np.unique(rows.group, return_index=True, return_counts=True)
+        may = self.gate(rows[first], self.context(step)) & rows.has_prompt[first]
+        heads, sizes = rows[first[may]], sizes[may]
+        order = self.rank(heads, self._scores(store, heads, tools), self.context(step))
+        placed = []
+        for i in fitting(order, sizes, budget):
+            members = rows.row[rows.group == heads.group[i]]
+            placed += [self._placed(store, int(row), step) for row in members]
+            store.mark_used(members, step)
+            self.report.drawn_groups += 1
+        return placed
+
+    def _scores(self, store: ExperienceBuffer, heads: Candidates, tools: Tools) -> Scores | None:
+        """Scores of the first trajectory of each stored group, where the rank rule needs them."""
+        if not len(heads) or not needs_scores(self.rank):
+            return None
+        self.report.scored = len(heads)
+        return tools.score([store.trajectory(int(row)) for row in heads.row])
+
+    def _placed(self, store: ExperienceBuffer, row: int, step: int) -> Placed:
+        trajectory = store.trajectory(row)
+        self.report.replayed(trajectory, step)
+        return Placed(trajectory, 1.0 - trajectory.provenance.successes / trajectory.provenance.size)
+
+    def _expire(self, step: int) -> None:
+        """Drop what the bounds of `exgrpo.refill` keep out from `step` on: memory stays bounded."""
+        rows, bounds = self.store.candidates(), self.config.refill
+        old = rows.age(step) > bounds.max_age_steps
+        self.store.drop(rows.row[old], "age")
+        self.store.drop(rows.row[~old & (rows.use_count >= bounds.reps)], "reuse")
+
+    @classmethod
+    def stored_rollouts(cls, config: ExGRPOConfig, rollouts: int, steps: int) -> float:
+        return rollouts * min(steps, config.refill.max_age_steps)
+
+
+def fitting(order: np.ndarray, sizes: np.ndarray, budget: int) -> list[int]:
+    """The first of `order` whose `sizes` (rows) fit into `budget`; one too big for what is left is skipped.
+
+    Skipping, instead of stopping, fills as many rows as there is something for; it favours small groups only in the last few
+    rows, and those are the rare successes that the weights favour as well.
+    """
+    taken, left = [], budget
+    for i in order.tolist():
+        if sizes[i] <= left:
+            taken.append(i)
+            left -= int(sizes[i])
+        if left == 0:
+            break
+    return taken

@@ -1,0 +1,158 @@
+"""All that the trainer reads from and writes to TransferQueue: keys, fresh rollouts, flags, advantages.
+
+Key names follow verl's `{uid}_{session}_{index}`. A read returns rows of one dimension and more as jagged tensors, 0-d rows as
+dense ones, and of several rows only the fields that all of them have.
+"""
+
+import copy
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+
+import torch
+import transfer_queue as tq
+from tensordict import TensorDict
+from transfer_queue import KVBatchMeta
+
+from recipe.exgrpo.core.buffer import Response
+
+FLAG = "is_replayed"  # 1 on rows of stored trajectories
+# 1 on rows that reach the gradient (policy term, entropy bonus and KL alike), 0 on rows that only keep their place in the
+# normaliser.
+IN_UPDATE = "in_update"
+
+
+def uid_of(key: str) -> str:
+    """The group that a trajectory key belongs to."""
+    return key.rsplit("_", 2)[0]
+
+
+def session_of(key: str) -> tuple[int, int]:
+    """Session and index of a trajectory key: its place in its group."""
+    _, session, index = key.rsplit("_", 2)
+    return int(session), int(index)
+
+
+def by_uid(keys: Iterable[str]) -> dict[str, list[str]]:
+    """Trajectory keys grouped by uid, in the order given."""
+    groups: dict[str, list[str]] = defaultdict(list)
+    for key in keys:
+        groups[uid_of(key)].append(key)
+    return dict(groups)
+
+
+def ordered_groups(keys: Iterable[str], uids: Iterable[str]) -> dict[str, list[str]]:
+    """uid -> keys of every group with a rollout: groups in the order of `uids`, members by session, whatever came first."""
+    groups = by_uid(sorted(keys, key=session_of))
+    return {uid: groups[uid] for uid in uids if uid in groups}
+
+
+def is_padding(tag: Mapping) -> bool:
+    """Whether a row is one of verl's copies that fill a batch up; it may have inherited any other flag."""
+    return bool(tag.get("is_padding"))
+
+
+def put(keys: list[str], partition_id: str, **fields: torch.Tensor) -> None:
+    """Write one value per row for each of `fields`."""
+    tq.kv_batch_put(keys=keys, partition_id=partition_id, fields=TensorDict(fields, batch_size=len(keys)))
+
+
+def put_flag(name: str, batch: KVBatchMeta, marked: Iterable[str], value: float) -> None:
+    """Write `value` into 0-d field `name` of the rows `marked`, and 1 - `value` into all others of `batch`.
+
+    All rows need a field that a worker asks for: a read returns only what every row has.
+    """
+    marked = set(marked)
+    put(
+        batch.keys,
+        batch.partition_id,
+        **{name: torch.tensor([value if k in marked else 1 - value for k in batch.keys])},
+    )
+
+
+def read_rows(keys: list[str], partition_id: str) -> list[dict]:
+    """All fields of some rows, each a dict of own copies (tensors, or plain Python objects)."""
+    data = tq.kv_batch_get(keys=keys, partition_id=partition_id)
+    return [{name: _own(column[i]) for name, column in data.items()} for i in range(len(keys))]
+
+
+def _own(value):
+    return value.clone() if isinstance(value, torch.Tensor) else copy.deepcopy(getattr(value, "data", value))
+
+
+def read_outcomes(keys: list[str], partition_id: str) -> tuple[dict[str, float], list[dict]]:
+    """Reward of each trajectory (the sum of its token scores), and what else the reward function reported of it."""
+    data = tq.kv_batch_get(keys=keys, partition_id=partition_id, select_fields=["rm_scores", "extra_fields"])
+    rewards = {key: float(data["rm_scores"][i].sum()) for i, key in enumerate(keys)}
+    fields = [getattr(item, "data", item) for item in data["extra_fields"]]
+    return rewards, [item.get("reward_extra_info") or {} for item in fields]
+
+
+def read_prompts(keys: list[str], partition_id: str) -> list[torch.Tensor]:
+    """Prompt ids of some rows, int64 [P] each."""
+    data = tq.kv_batch_get(keys=keys, partition_id=partition_id, select_fields=["prompts"])
+    return [data["prompts"][i] for i in range(len(keys))]
+
+
+def read_responses(keys: list[str], partition_id: str) -> list[Response]:
+    """Responses of this step's rollouts with the log-probs of pi_old (training engine) and their prompts.
+
+    Raises NotImplementedError for a response with tokens that are not the model's own.
+    """
+    wanted = ["responses", "loss_mask", "old_log_probs", "prompts"]
+    data = tq.kv_batch_get(keys=keys, partition_id=partition_id, select_fields=wanted)
+    for i, key in enumerate(keys):
+        # Not `response_mask`, from which verl's rollout correction takes the tokens that it rejects.
+        _check_single_turn(data["loss_mask"][i], key)
+    return [
+        Response(
+            token_ids=data["responses"][i].numpy(),
+            log_probs=data["old_log_probs"][i].float().numpy(),
+            prompt_ids=data["prompts"][i].numpy(),
+        )
+        for i in range(len(keys))
+    ]
+
+
+def _check_single_turn(mask: torch.Tensor, key: str) -> None:
+    if not bool(mask.bool().all()):
+        raise NotImplementedError(
+            f"trajectory {key} has response tokens that are not the model's own (tool or multi-turn data); "
+            "ExGRPO stores single-turn text only: set actor_rollout_ref.rollout.multi_turn.enable=false."
+        )
+
+
+def write_advantages(advantages: Mapping[str, float], partition_id: str) -> None:
+    """Overwrite the advantages of some rows, each the same on all tokens of its response mask."""
+    if not advantages:
+        return
+    keys = list(advantages)
+    data = tq.kv_batch_get(keys=keys, partition_id=partition_id, select_fields=["advantages"])
+    values = nested(
+        [torch.full_like(row, advantages[key]) for key, row in zip(keys, data["advantages"].unbind(), strict=True)]
+    )
+    put(keys, partition_id, advantages=values, returns=values.clone())
+
+
+def rebuilt(batch: KVBatchMeta, keys: list[str], tags: Mapping[str, dict]) -> KVBatchMeta:
+    """A batch of `keys` with the partition and extra information (temperature and the like) of `batch`.
+
+    A fresh object: KVBatchMeta fixes its size at construction.
+    """
+    merged = KVBatchMeta(partition_id=batch.partition_id, keys=keys, tags=[tags[key] for key in keys])
+    merged.extra_info.update(batch.extra_info)
+    return merged
+
+
+def in_plan_order(batch: KVBatchMeta, uids: Iterable[str], tags: Mapping[str, dict] | None = None) -> KVBatchMeta:
+    """A batch of the keys of `tags` (default: its own): groups together and in the order of `uids`, members by session.
+
+    The order decides which mini-batch a group falls into; the order of arrival would make that a matter of luck.
+    """
+    tags = dict(zip(batch.keys, batch.tags, strict=True)) if tags is None else tags
+    rank = {uid: i for i, uid in enumerate(uids)}
+    return rebuilt(batch, sorted(tags, key=lambda key: (rank[uid_of(key)], *session_of(key))), tags)
+
+
+def nested(rows: list[torch.Tensor]) -> torch.Tensor:
+    """Ragged rows as one jagged nested tensor."""
+    return torch.nested.as_nested_tensor(rows, layout=torch.jagged)

@@ -1,0 +1,98 @@
+"""What the trainer knows of the step it is in, from the plan to the report."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from transfer_queue import KVBatchMeta
+
+from recipe.exgrpo.core.buffer import Trajectory
+from recipe.exgrpo.core.policies.policy import Arrangement, Group, Member, Slot
+from recipe.exgrpo.trainer.rows import IN_UPDATE, in_plan_order, ordered_groups, put_flag, read_outcomes
+from recipe.exgrpo.trainer.stored_rows import Joined, exchange, inject
+
+
+@dataclass
+class Step:
+    """One training step: `slots` by uid in batch order, then what came of them.
+
+    `keys` holds the keys of each of `groups`, fresh rollouts first; `advantages` are those that a policy sets itself.
+    """
+
+    number: int = 0
+    slots: dict[str, Slot] = field(default_factory=dict)
+    groups: list[Group] = field(default_factory=list)
+    keys: list[list[str]] = field(default_factory=list)
+    infos: list[dict] = field(default_factory=list)
+    joined: list[Joined] = field(default_factory=list)
+    advantages: dict[str, float] = field(default_factory=dict)
+    partition_id: str = "train"
+    rows_out: int = 0
+    skipped_draws: int = 0
+    scoring_waste: float = 0.0
+    scoring_calls: int = 0
+
+    def open(self, batch: KVBatchMeta) -> None:
+        """Read the outcomes of all fresh rollouts; nothing in `batch` is padding yet."""
+        self.partition_id = batch.partition_id
+        groups = ordered_groups(batch.keys, self.slots)
+        rewards, self.infos = read_outcomes(batch.keys, batch.partition_id)
+        self.keys = list(groups.values())
+        self.groups = [
+            Group(self.slots[uid].question, [rewards[key] for key in keys], planned=self.slots[uid].planned)
+            for uid, keys in groups.items()
+        ]
+
+    def in_order(self, batch: KVBatchMeta) -> KVBatchMeta:
+        """The same rows in the plan's order, so that a run with fixed sampling seeds repeats."""
+        return in_plan_order(batch, self.slots)
+
+    def inject(self, batch: KVBatchMeta, joining: dict[int, list[Trajectory]]) -> KVBatchMeta:
+        """The batch with the stored trajectories that join groups; all rows flagged."""
+        for position, trajectories in joining.items():
+            group, keys = self.groups[position], self.keys[position]
+            uid = keys[0].rsplit("_", 2)[0]
+            for trajectory in trajectories:
+                # Sessions that failed leave their numbers free; stored rows come after all that were asked for.
+                key = f"{uid}_{self.slots[uid].rollouts + len(group.joined)}_0"
+                self.joined.append(Joined(key, keys[0], trajectory))
+                group.joined.append(trajectory)
+                keys.append(key)
+        return inject(batch, self.joined, list(self.slots))
+
+    def arrange(self, batch: KVBatchMeta, arrangement: Arrangement) -> KVBatchMeta:
+        """The batch after `arrangement`: stored rows in freed places, a flag on what is out, advantages set aside."""
+        leaving = {self.key(member) for member in arrangement.leave}
+        slots = [key for key in batch.keys if key in leaving]
+        batch, names = exchange(batch, slots, arrangement.place, self.number)
+        put_flag(IN_UPDATE, batch, slots[len(names) :], 0.0)
+        self.rows_out = len(slots) - len(names)
+        self.advantages = {self.key(member): value for member, value in arrangement.advantages.items()}
+        self.advantages |= dict(zip(names, (one.advantage for one in arrangement.place), strict=True))
+        return batch
+
+    def key(self, member: Member) -> str:
+        return self.keys[member[0]][member[1]]
+
+    @property
+    def fresh_keys(self) -> list[str]:
+        """Keys of this step's own rollouts, in batch order."""
+        return [
+            key for group, keys in zip(self.groups, self.keys, strict=True) for key in keys[: len(group.fresh_rewards)]
+        ]
+
+    @property
+    def pass_rate(self) -> float:
+        """Mean reward of the fresh rollouts."""
+        return float(np.mean([reward for group in self.groups for reward in group.fresh_rewards]))
+
+
+def batch_metrics(groups: Sequence[Group], threshold: float) -> dict[str, float]:
+    """Over fresh rollouts only: mean reward, groups in the batch, and how many were solved by all or by none of them."""
+    solved = [[reward > threshold for reward in group.fresh_rewards] for group in groups]
+    return {
+        "batch/pass_rate": float(np.mean([reward for group in groups for reward in group.fresh_rewards])),
+        "batch/questions": float(len(solved)),
+        "batch/solve_all": float(sum(all(group) for group in solved)),
+        "batch/solve_none": float(sum(not any(group) for group in solved)),
+    }
