@@ -18,16 +18,15 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
+from verl_ext.metrics_log import read_metrics
+
 ROOT = Path(__file__).resolve().parent.parent
 LOG_TAIL = 25
 
 
-def read_metrics(path: Path) -> list[dict]:
+def rows_so_far(path: Path) -> list[dict]:
     """All complete lines of a metrics.jsonl; a line still being written is left for the next look."""
-    if not path.exists():
-        return []
-    lines = path.read_text().split("\n")[:-1]
-    return [json.loads(line) for line in lines if line]
+    return read_metrics(path)[0] if path.exists() else []
 
 
 def launch(run: Path, steps: int, overrides: list[str], log: Path) -> subprocess.Popen:
@@ -43,7 +42,7 @@ def follow(process: subprocess.Popen, metrics: Path) -> Iterator[dict]:
     seen = 0
     while True:
         finished = process.poll() is not None
-        rows = read_metrics(metrics)
+        rows = rows_so_far(metrics)
         yield from rows[seen:]
         seen = len(rows)
         if finished:
@@ -120,7 +119,7 @@ def plot(rows: list[dict], path: Path) -> None:
 
 def report(run: Path, console: Console) -> dict[str, float]:
     """Print the table and write `curves.png` for a finished run."""
-    rows = read_metrics(run / "metrics.jsonl")
+    rows = rows_so_far(run / "metrics.jsonl")
     figures = summary(rows)
     table = Table(title="ExGRPO on the toy task", show_header=False)
     for name, value in figures.items():

@@ -1,6 +1,4 @@
-"""`metrics.jsonl`: one flat JSON object a step, in the run folder, beside verl's own loggers."""
-
-from __future__ import annotations
+"""`metrics.jsonl`: one flat JSON object per step, in the run folder, beside verl's own loggers."""
 
 import json
 import logging
@@ -10,8 +8,20 @@ from pathlib import Path
 from typing import Any
 
 from verl_ext.files import write_atomically
+from verl_ext.jsonl import DamagedLine, cut_torn_end, read_lines
 
 logger = logging.getLogger(__name__)
+ROW = 'a JSON object with an integer "step"'
+
+
+def read_metrics(path: Path) -> tuple[list[dict[str, Any]], bool]:
+    """The rows of a `metrics.jsonl`, in order, and whether its last line was torn (it is then left out).
+
+    Raises DamagedLine, a ValueError, for a line before the last that is not a JSON object with an integer "step".
+    """
+    lines = list(read_lines(path, lambda row: isinstance(row.get("step"), int), ROW))
+    rows = [line.row for line in lines if line.row is not None]
+    return rows, len(rows) < len(lines)
 
 
 class JsonlLogger:
@@ -32,8 +42,8 @@ class JsonlLogger:
         self.path = Path(path)
         self.path.parent.mkdir(parents=True, exist_ok=True)
         self.path.touch()
-        _cut_torn_line(self.path)
-        self._last = _last_record(self.path)
+        cut_torn_end(self.path)
+        self._last = self._last_record()
         self._file = self.path.open("a", encoding="utf-8", buffering=1)
         self._refused: set[str] = set()
 
@@ -50,15 +60,15 @@ class JsonlLogger:
             raise ValueError(f"{self.path}: step {step} after step {last['step']}; call rewind({step}) first.")
         if last is not None and record["step"] == last["step"]:
             record = {**last, **record}
-            self._rewrite([*_records(self.path)[:-1], record])
+            self._rewrite([*self._records()[:-1], record])
         else:
             self._file.write(_line(record))
         self._last = record
 
     def rewind(self, step: int) -> None:
         """Drop the lines of steps after `step`, by an atomic rewrite: they belong to a run that was interrupted."""
-        self._rewrite([record for record in _records(self.path) if record["step"] <= step])
-        self._last = _last_record(self.path)
+        self._rewrite([record for record in self._records() if record["step"] <= step])
+        self._last = self._last_record()
 
     def finish(self) -> None:
         """Close the file."""
@@ -79,6 +89,17 @@ class JsonlLogger:
             self._refused.add(name)
             logger.warning("%s: %s is not a scalar (%s), left out", self.path, name, type(value).__name__)
 
+    def _records(self) -> list[dict[str, Any]]:
+        """All records; a line that is whole but not one of ours is an error, even the last."""
+        records, foreign = read_metrics(self.path)
+        if foreign:
+            raise DamagedLine(self.path, len(records) + 1, f"not {ROW}")
+        return records
+
+    def _last_record(self) -> dict[str, Any] | None:
+        records = self._records()
+        return records[-1] if records else None
+
     def _rewrite(self, records: list[dict[str, Any]]) -> None:
         self._file.close()
         write_atomically(self.path, "".join(_line(record) for record in records))
@@ -97,30 +118,3 @@ def _scalar(value: Any) -> Any:
 
 def _line(record: dict[str, Any]) -> str:
     return json.dumps(record, allow_nan=False) + "\n"
-
-
-def _cut_torn_line(path: Path) -> None:
-    """Cut off what follows the last newline."""
-    with path.open("r+b") as file:
-        content = file.read()
-        file.truncate(content.rfind(b"\n") + 1)
-
-
-def _records(path: Path) -> list[dict[str, Any]]:
-    lines = path.read_text(encoding="utf-8").splitlines()
-    return [_record(line, f"{path}, line {number}") for number, line in enumerate(lines, start=1)]
-
-
-def _record(line: str, where: str) -> dict[str, Any]:
-    try:
-        record = json.loads(line)
-    except ValueError as error:
-        raise ValueError(f"{where}: not JSON ({error}).") from None
-    if not isinstance(record, dict) or not isinstance(record.get("step"), int):
-        raise ValueError(f'{where}: not a JSON object with an integer "step".')
-    return record
-
-
-def _last_record(path: Path) -> dict[str, Any] | None:
-    records = _records(path)
-    return records[-1] if records else None

@@ -15,12 +15,13 @@ from typing import Any
 from verl_ext.evaluation import EvaluationError
 from verl_ext.evaluation.questions import Item
 from verl_ext.files import replacing
+from verl_ext.jsonl import DamagedLine, read_lines
 
 MERGED = "generations.jsonl"
 
 
 @dataclass(frozen=True)
-class Line:
+class Place:
     """Where a row stands, in bytes."""
 
     file: Path
@@ -40,22 +41,23 @@ def append(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
         os.fsync(file.fileno())
 
 
-def scan(folder: Path, items: Sequence[Item]) -> dict[int, Line]:
-    """Item number -> line, over all files of generations in `folder`.
+def scan(folder: Path, items: Sequence[Item]) -> dict[int, Place]:
+    """Item number -> where its row stands, over all files of generations in `folder`.
 
-    A last line that was torn by a kill is passed over. Raises EvaluationError for any other line that is not a row of
+    A last line that was torn by a kill is skipped. Raises EvaluationError for any other line that is not a row of
     `items`.
     """
-    found: dict[int, Line] = {}
+    found: dict[int, Place] = {}
     for file in sorted(folder.glob("generations*.jsonl")):
-        size = file.stat().st_size
-        for number, start, line in _lines(file):
-            row = _row(file, number, line, last=start + len(line) == size)
-            if row is None:
-                continue
-            if not _belongs(row, items):
-                raise EvaluationError(f"{file} line {number}: a generation of another evaluation; use another --out")
-            found.setdefault(row["item"], Line(file, start, len(line)))
+        try:
+            for line in read_lines(file):
+                if line.row is not None:
+                    _check_item(line.row, items, file, line.number)
+                    found.setdefault(line.row["item"], Place(file, line.start, line.length))
+        except DamagedLine as problem:
+            raise EvaluationError(
+                f"{file} line {problem.number}: not a generation, the file was altered; remove it or use another --out"
+            ) from problem
     return found
 
 
@@ -74,43 +76,18 @@ def consolidate(folder: Path, items: Sequence[Item], chunks: Sequence[range]) ->
 
 def read(folder: Path) -> Iterator[dict[str, Any]]:
     """The rows of the consolidated file, in order."""
-    with open(folder / MERGED, "rb") as file:
-        for line in file:
-            yield json.loads(line)
+    yield from (line.row for line in read_lines(folder / MERGED))
 
 
-def _lines(file: Path) -> Iterator[tuple[int, int, bytes]]:
-    """(line number from 1, byte offset, bytes with the line break) of every line."""
-    start = 0
-    with open(file, "rb") as stream:
-        for number, line in enumerate(stream, 1):
-            yield number, start, line
-            start += len(line)
-
-
-def _row(file: Path, number: int, line: bytes, last: bool) -> dict | None:
-    """The row of a line; None for a torn last one."""
-    try:
-        row = json.loads(line)
-        if isinstance(row, dict) and line.endswith(b"\n"):
-            return row
-    except ValueError:
-        row = None
-    if last:
-        return None
-    raise EvaluationError(
-        f"{file} line {number}: not a generation, the file was altered; remove it or use another --out"
-    )
-
-
-def _belongs(row: Mapping[str, Any], items: Sequence[Item]) -> bool:
+def _check_item(row: Mapping[str, Any], items: Sequence[Item], file: Path, line: int) -> None:
+    """Raise EvaluationError unless a row is of one of `items`, the one that it says."""
     number = row.get("item")
-    if not isinstance(number, int) or not 0 <= number < len(items):
-        return False
-    return Item(row.get("benchmark"), row.get("question"), row.get("sample")) == items[number]
+    known = isinstance(number, int) and 0 <= number < len(items)
+    if not known or Item(row.get("benchmark"), row.get("question"), row.get("sample")) != items[number]:
+        raise EvaluationError(f"{file} line {line}: a generation of another evaluation; use another --out")
 
 
-def _bytes_at(line: Line) -> bytes:
-    with open(line.file, "rb") as file:
-        file.seek(line.start)
-        return file.read(line.length)
+def _bytes_at(place: Place) -> bytes:
+    with open(place.file, "rb") as file:
+        file.seek(place.start)
+        return file.read(place.length)

@@ -12,6 +12,7 @@ import pandas as pd
 import yaml
 
 from recipe.exgrpo.presets.paper_settings import flatten
+from verl_ext.metrics_log import read_metrics
 
 FILE, VALIDATION, QUESTIONS = "metrics.jsonl", "val/pass_rate", "batch/questions"
 SEEDS = ("exgrpo.seed", "data.seed")
@@ -70,10 +71,7 @@ def read_run(folder: Path) -> RunMetrics:
     path = folder / FILE
     if not path.is_file():
         raise FileNotFoundError(f"{folder} has no {FILE}; name the folder of a run (its trainer.default_local_dir).")
-    lines = path.read_bytes().splitlines()
-    torn = bool(lines) and _parse(lines[-1]) is None
-    whole = lines[:-1] if torn else lines
-    rows = [_row(line, f"{path}, line {number}") for number, line in enumerate(whole, start=1)]
+    rows, torn = read_metrics(path)
     if not rows:
         raise ValueError(f"{path} has no finished step yet.")
     if any(before["step"] >= after["step"] for before, after in pairwise(rows)):
@@ -82,20 +80,6 @@ def read_run(folder: Path) -> RunMetrics:
     newest = starts[-1] if starts else None
     metrics = pd.DataFrame(rows).set_index("step")
     return RunMetrics(folder, metrics, _settings(newest), len(starts), _commit(newest), torn)
-
-
-def _parse(line: bytes) -> dict[str, Any] | None:
-    try:
-        row = json.loads(line)
-    except ValueError:
-        return None
-    return row if isinstance(row, dict) and isinstance(row.get("step"), int) else None
-
-
-def _row(line: bytes, where: str) -> dict[str, Any]:
-    if (row := _parse(line)) is None:
-        raise ValueError(f'{where}: not a JSON object with an integer "step".')
-    return row
 
 
 def _settings(start: Path | None) -> dict[str, Any]:
