@@ -159,6 +159,22 @@ def rollouts(transfer_queue, agent_loop_worker):
         transfer_queue.kv_clear(keys=keys, partition_id="train")
 
 
+@pytest.fixture(scope="session")
+def restored():
+    """restored(buffer, config=None) -> the buffer that its state describes, as after a restart."""
+    from recipe.exgrpo.core.buffer import ExperienceBuffer
+    from recipe.exgrpo.core.buffer.state import spans
+
+    def restore(buffer, config=None, **changed):
+        arrays, meta = buffer.state()
+        arrays |= changed
+        lengths = spans(arrays)
+        placement = np.zeros(len(lengths), np.int64), np.cumsum(lengths) - lengths
+        return ExperienceBuffer.restore(arrays, meta, [(arrays["token_ids"], arrays["log_probs"])], placement, config)
+
+    return restore
+
+
 @pytest.fixture
 def trajectories():
     """trajectory(length, ...) -> stored trajectories with ids and log-probs that occur nowhere else."""

@@ -99,11 +99,11 @@ def restore(folder: Path, manifest: dict, config, group_size: int | None, verify
         parts = list(pool.map(lambda name: read_tensors(folder / name, files[name], verify), names))
     try:
         pieces, placement = _gather_rows(arrays, parts)
-        buffer = ExperienceBuffer.restore(
-            arrays, manifest["buffer"], pieces, placement, config, group_size=group_size, allow_group_size_change=True
-        )
+        buffer = ExperienceBuffer.restore(arrays, manifest["buffer"], pieces, placement, config)
     except (ValueError, KeyError, TypeError, IndexError) as error:
         raise CorruptState(folder, f"its files contradict each other ({error})") from error
+    if group_size is not None and group_size != buffer.group_size:
+        buffer.change_group_size(group_size)
     segments = [
         SegmentFile(name, files[name], np.array(part["row_serial"]), spans(part))
         for name, part in zip(names, parts, strict=True)

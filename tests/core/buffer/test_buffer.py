@@ -2,16 +2,19 @@
 
 import logging
 import math
+import struct
 from collections import Counter
+from hashlib import blake2b
 
 import numpy as np
 import pytest
 
-from recipe.exgrpo.core.buffer import ExperienceBuffer, Response
+from recipe.exgrpo.core.buffer import ExperienceBuffer, Origin, Provenance, Response, prompt_hash
 from recipe.exgrpo.core.buffer.trajectories import ROW_BYTES
 from recipe.exgrpo.core.config import BufferConfig
 
 K = 8
+ARRAYS = ("token_ids", "log_probs", "mask", "prompt_ids")
 
 
 def make_buffer(questions=0, rows=1, length=5, **config):
@@ -39,9 +42,9 @@ def assert_same(a, b):
             x, y = a.trajectory(row), b.trajectory(row)
             np.testing.assert_array_equal(x.token_ids, y.token_ids)
             np.testing.assert_array_equal(x.log_probs, y.log_probs)
-            np.testing.assert_array_equal(
-                [x.reward, x.birth_step, x.use_count, x.entropy], [y.reward, y.birth_step, y.use_count, y.entropy]
-            )
+            np.testing.assert_array_equal(x.mask, y.mask)
+            np.testing.assert_array_equal(x.prompt_ids, y.prompt_ids)
+            np.testing.assert_equal(*({k: v for k, v in vars(t).items() if k not in ARRAYS} for t in (x, y)))
     for k in range(1, a.group_size):
         n = int(a.bucket_sizes()[k])
         assert a.draw(k, n, np.random.default_rng(3)) == b.draw(k, n, np.random.default_rng(3))
@@ -58,6 +61,159 @@ def test_trajectory_comes_back_as_stored():
     np.testing.assert_array_equal(found.log_probs, log_probs.astype(np.float32))
     assert (found.question, found.reward, found.birth_step, found.use_count) == ("q", 1.0, 7, 0)
     assert math.isnan(found.entropy)
+
+
+def test_what_a_trajectory_answers_and_where_it_comes_from():
+    buffer = make_buffer()
+    buffer.origin = Origin("rollout", "template", 0.6)
+    buffer.add("q", Response([5, 6], [-1.0, -2.0], prompt_ids=[9, 8, 7]), 1.0, 3)
+    group = buffer.new_group()
+    given = Provenance(group, successes=3, size=8, advantage=0.625)
+    buffer.origin = Origin("import")
+    buffer.add("q", Response([5, 7], [-1.0, -2.0], prompt_ids=[9, 8, 7]), 0.0, 4, provenance=given, keep_prompt=True)
+    first, second = (buffer.trajectory(row) for row in buffer.rows("q"))
+    assert (first.origin, second.origin) == (Origin("rollout", "template", 0.6), Origin("import"))
+    assert (first.provenance, second.provenance) == (Provenance(), given)
+    assert first.prompt_ids.tolist() == []
+    assert second.prompt_ids.tolist() == [9, 8, 7]
+    assert second.token_ids.tolist() == [5, 7]
+    assert first.prompt_hash == second.prompt_hash == prompt_hash([9, 8, 7]) != prompt_hash([9, 8])
+    assert buffer.new_group() == group + 1
+    with pytest.raises(ValueError, match=r"question 'q'.*new_group"):
+        buffer.add("q", Response([1], [-1.0]), 1.0, 4, provenance=Provenance(group=group + 2))
+
+
+def test_prompt_hash_is_a_function_of_the_ids_alone():
+    """64-bit BLAKE2b of the ids as little-endian int32, whatever they come as."""
+    expected = int.from_bytes(blake2b(struct.pack("<2i", 1, 2), digest_size=8).digest(), "little")
+    assert prompt_hash([1, 2]) == prompt_hash(np.array([1, 2], np.int64)) == expected
+    assert prompt_hash(None) == prompt_hash([]) == 0
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+def test_tokens_that_the_model_did_not_write_are_masked(dtype, restored):
+    buffer = make_buffer(log_prob_dtype=dtype)
+    mask = [True, False, True]
+    junk = [-0.5, math.nan, -0.25]  # outside the mask nothing is checked and nothing kept
+    buffer.add("q", Response([1, 2, 3], junk, mask=mask, prompt_ids=[4]), 1.0, 0, keep_prompt=True)
+    buffer.add("q", Response([1, 2], [-1.0, -1.0]), 1.0, 0)
+    for b in (buffer, restored(buffer, buffer.config)):
+        masked, plain = (b.trajectory(row) for row in b.rows("q"))
+        assert masked.mask.tolist() == mask
+        assert masked.log_probs.tolist() == [-0.5, 0.0, -0.25]
+        assert masked.log_probs.dtype == np.float32
+        assert plain.mask.all()
+    with pytest.raises(ValueError, match="span nan"):
+        buffer.add("q", Response([1, 2, 9], junk, mask=[True, True, True]), 1.0, 0)
+    for wrong in ([True], [False, False, False]):
+        with pytest.raises(ValueError, match=r"question 'q'.*mask"):
+            buffer.add("q", Response([1, 2, 9], junk, mask=wrong), 1.0, 0)
+
+
+def test_a_mask_costs_nothing_and_a_prompt_its_tokens():
+    plain, masked = Response([1, 2], [-1, -1]), Response([1, 2], [-1, -1], [True, False])
+    sizes = []
+    for response in (plain, masked, Response([1, 2], [-1, -1], prompt_ids=[3])):
+        buffer = make_buffer()
+        buffer.add("q", response, 1.0, 0, keep_prompt=True)
+        sizes.append(buffer.nbytes - ROW_BYTES)
+    assert sizes == [16, 16, 24]
+
+
+def test_duplicates_are_kept_where_asked_for():
+    buffer = make_buffer()
+    for _ in range(2):
+        assert buffer.add("q", Response([1, 2], [-1.0, -1.0]), 1.0, 0, keep_duplicates=True)
+    assert not buffer.add("q", Response([1, 2], [-1.0, -1.0]), 1.0, 0)
+    assert ids_of(buffer, "q") == [[1, 2], [1, 2]]
+
+
+def test_a_response_is_compared_without_its_prompt():
+    buffer = make_buffer()
+    assert buffer.add("q", Response([1, 2], [-1.0, -1.0], prompt_ids=[7, 8, 9]), 1.0, 0, keep_prompt=True)
+    assert not buffer.add("q", Response([1, 2], [-1.0, -1.0]), 1.0, 0)
+
+
+def test_candidates_are_columns_in_insertion_order():
+    buffer = make_buffer()
+    groups = [buffer.new_group() for _ in range(2)]
+    for i, question in enumerate(["b", "a", "b"]):
+        response = Response([i] * (i + 1), [-1.0] * (i + 1), prompt_ids=[1, 2])
+        where = Provenance(groups[i // 2], successes=i, size=4, advantage=i / 4)
+        buffer.add(question, response, float(i), step=10 + i, provenance=where, keep_prompt=i == 1)
+    buffer.mark_scored([1], [0.5], [0.75], [0.1])
+    buffer.mark_used([1, 2], step=12)
+    found = buffer.candidates()
+    assert len(found) == 3
+    assert found.row.tolist() == [0, 1, 2]
+    assert found.question[0] == found.question[2] != found.question[1]
+    assert found.group.tolist() == [0, 0, 1]
+    assert found.successes.tolist() == [0, 1, 2]
+    assert found.group_size.tolist() == [4, 4, 4]
+    assert found.advantage.tolist() == [0, 0.25, 0.5]
+    assert found.reward.tolist() == [0, 1, 2]
+    assert found.length.tolist() == [1, 2, 3]
+    assert found.use_count.tolist() == [0, 1, 1]
+    assert found.age(13).tolist() == [3, 2, 1]
+    assert found.has_prompt.tolist() == [False, True, False]
+    np.testing.assert_array_equal(found.entropy, np.float32([math.nan, 0.5, math.nan]))
+    np.testing.assert_array_equal(found.nll, np.float32([math.nan, 0.75, math.nan]))
+    np.testing.assert_array_equal(found.drift, np.float32([math.nan, 0.1, math.nan]))
+    assert buffer.candidates([2, 0]).row.tolist() == [2, 0]
+    assert found[found.reward > 0].row.tolist() == found[1:].row.tolist() == found[[1, 2]].row.tolist() == [1, 2]
+    assert len(found[[]]) == len(buffer.candidates([])) == len(make_buffer().candidates()) == 0
+    found.row[:] = 99  # the reader's own
+    assert buffer.candidates().row.tolist() == [0, 1, 2]
+
+
+def test_candidates_leave_out_what_is_gone():
+    buffer = make_buffer(questions=3, rows=2)
+    buffer.retire("q1")
+    assert buffer.candidates().row.tolist() == [0, 1, 4, 5]
+    with pytest.raises(KeyError, match="trajectory 2 is not in the buffer"):
+        buffer.candidates([0, 2])
+
+
+def test_dropped_trajectories_count_as_evicted_for_their_reason():
+    buffer = make_buffer(questions=2, rows=2)
+    assert buffer.drop([0, 1, 2], "reuse") == 3
+    assert buffer.drop([], "age") == 0
+    assert buffer.evicted == {"age": 0, "reuse": 3, "per_question": 0, "bytes": 0}
+    assert buffer.candidates().row.tolist() == [3]
+    assert buffer.bucket_sizes().sum() == 1
+    assert buffer.latest_count("q0") == 1
+    with pytest.raises(KeyError, match="not in the buffer"):
+        buffer.drop([0], "age")
+    with pytest.raises(ValueError, match="one of age, reuse"):
+        buffer.drop([3], "boredom")
+
+
+def test_rows_dropped_for_no_reason_are_not_evicted():
+    buffer = make_buffer(questions=2, rows=2)
+    assert buffer.drop_trajectories([1]) == 1
+    assert buffer.drop_trajectories() == 3
+    assert sum(buffer.evicted.values()) == 0
+    assert buffer.latest_count("q0") == 1
+
+
+def test_a_drawn_question_counts_a_use_of_each_trajectory_and_cools_down():
+    """What `inject: false` needs: bounds and cooldown act although no trajectory enters the update."""
+    buffer = make_buffer(questions=2, rows=3, cooldown_steps=1, max_reuse=1)
+    buffer.mark_drawn("q1", step=4)
+    buffer.mark_drawn("unknown", step=4)
+    assert buffer.candidates().use_count.tolist() == [0, 0, 0, 1, 1, 1]
+    assert buffer.bucket_sizes().tolist() == [0, 1, 0, 0, 0, 0, 0, 0, 0]
+    assert buffer.enforce_limits(4)["reuse"] == 3
+
+
+def test_using_several_rows_cools_each_question_once():
+    buffer = make_buffer(questions=3, rows=2, cooldown_steps=1)
+    buffer.mark_used(np.array([1, 0, 4]), step=4)
+    assert buffer.candidates().use_count.tolist() == [1, 1, 0, 0, 1, 0]
+    assert buffer.stats(4)["cooling"] == 2
+    with pytest.raises(KeyError, match="not in the buffer"):
+        buffer.mark_used([2, 99], step=4)
+    assert buffer.candidates().use_count.tolist() == [1, 1, 0, 0, 1, 0]
 
 
 def test_trajectory_is_a_copy():
@@ -138,7 +294,7 @@ def test_discard_forgets_and_its_place_is_reused():
     buffer.add("new", Response([1, 2], [-1, -1]), 1.0, 0)
     assert ids_of(buffer, "new") == [[1, 2]]
     assert buffer.stats(0)["questions"] == 2
-    assert len(buffer._names) == 3
+    assert len(buffer._questions.names) == 3
 
 
 def test_draw_is_uniform_without_replacement():
@@ -309,7 +465,7 @@ def test_cooldown_keeps_a_question_out_for_its_steps():
     assert sizes == [0, 0, 1, 1]
 
 
-def test_cooldown_survives_new_counts_retirement_and_state():
+def test_cooldown_survives_new_counts_retirement_and_state(restored):
     buffer = make_buffer(questions=7, cooldown_steps=2)
     for i in (1, 3, 5):
         buffer.mark_used(int(buffer.rows(f"q{i}")[0]), step=10)
@@ -318,13 +474,13 @@ def test_cooldown_survives_new_counts_retirement_and_state():
     buffer.unretire("q5")
     buffer.record("q5", 2)
     buffer.add("q5", Response([1], [-1.0]), 1.0, 10)
-    restored = ExperienceBuffer.from_state(*buffer.state(), buffer.config)
-    for b in (buffer, restored):
+    again = restored(buffer, buffer.config)
+    for b in (buffer, again):
         b.enforce_limits(11)
         assert b.bucket_sizes().tolist() == [0, 1, 1, 1, 0, 1, 0, 1, 0]
         b.enforce_limits(12)
         assert b.bucket_sizes().tolist() == [0, 1, 2, 1, 0, 1, 1, 1, 0]
-    assert_same(buffer, restored)
+    assert_same(buffer, again)
 
 
 def test_freed_space_is_reused_and_compaction_is_bounded():
@@ -376,7 +532,7 @@ def test_snapshot_is_frozen():
         np.testing.assert_array_equal(arrays[name], column, err_msg=name)
 
 
-def test_state_round_trip_continues_identically():
+def test_state_round_trip_continues_identically(restored):
     buffer = make_buffer(questions=40, rows=3)
     rng = np.random.default_rng(1)
     for i in rng.permutation(40)[:25].tolist():
@@ -386,51 +542,39 @@ def test_state_round_trip_continues_identically():
     buffer.discard("q10")
     buffer.mark_scored(buffer.rows("q5"), [0.1, 0.2, 0.3])
     buffer.mark_used(int(buffer.rows("q5")[1]), 4)
-    restored = ExperienceBuffer.from_state(*buffer.state(), buffer.config)
-    assert_same(buffer, restored)
-    for b in (buffer, restored):
+    again = restored(buffer, buffer.config)
+    assert_same(buffer, again)
+    for b in (buffer, again):
         b.record("fresh", 3)
         b.add("fresh", Response([4, 4], [-1.0, -2.0]), 1.0, 8)
         assert not b.add("q5", Response(np.arange(5) + 15, -np.ones(5)), 1.0, 8)
         b.unretire("q3")
         b.retire("q6")
-    assert_same(buffer, restored)
+    assert_same(buffer, again)
 
 
-def test_empty_buffer_round_trips():
-    assert_same(make_buffer(), ExperienceBuffer.from_state(*make_buffer().state()))
+def test_empty_buffer_round_trips(restored):
+    assert_same(make_buffer(), restored(make_buffer()))
 
 
-def test_from_state_shares_nothing_with_its_input():
-    buffer = make_buffer(questions=3)
-    arrays, meta = buffer.state()
-    restored = ExperienceBuffer.from_state(arrays, meta)
-    for column in arrays.values():
-        if column.flags.writeable:
-            column[...] = 0
-    assert_same(buffer, restored)
-
-
-def test_state_converts_log_prob_dtype():
+def test_state_converts_log_prob_dtype(restored):
     buffer = make_buffer()
     buffer.add("q", Response([1], [-0.1]), 1.0, 0)
-    half = ExperienceBuffer.from_state(*buffer.state(), BufferConfig(log_prob_dtype="float16"))
+    half = restored(buffer, BufferConfig(log_prob_dtype="float16"))
     assert half.trajectory(0).log_probs[0] == np.float32(np.float16(-0.1))
     assert half.nbytes == buffer.nbytes - 2
 
 
-def test_group_size_change_is_refused_unless_allowed_and_then_scaled(caplog):
+def test_group_size_change_scales_the_counts(caplog, restored):
     buffer = make_buffer(questions=14)
     buffer.record("zero", 0)
-    with pytest.raises(ValueError, match=r"group_size 8 and this run has 4"):
-        ExperienceBuffer.from_state(*buffer.state(), group_size=4)
     with caplog.at_level(logging.WARNING):
-        small = ExperienceBuffer.from_state(*buffer.state(), group_size=4, allow_group_size_change=True)
+        buffer.change_group_size(4)
     assert "K=8 to K=4" in caplog.text
-    assert [small.latest_count(f"q{i}") for i in range(7)] == [1, 1, 2, 2, 2, 3, 3]
-    assert small.latest_count("zero") == 0
-    assert small.bucket_sizes().sum() == 14
-    assert_same(small, ExperienceBuffer.from_state(*small.state()))
+    assert [buffer.latest_count(f"q{i}") for i in range(7)] == [1, 1, 2, 2, 2, 3, 3]
+    assert buffer.latest_count("zero") == 0
+    assert buffer.bucket_sizes().sum() == 14
+    assert_same(buffer, restored(buffer))
 
 
 @pytest.mark.parametrize(
@@ -445,22 +589,25 @@ def test_group_size_change_is_refused_unless_allowed_and_then_scaled(caplog):
         ("bucket_sizes", lambda c: c[:-1], "not 9 buckets"),
         ("retired", lambda c: np.array([0], np.int32), "has trajectories"),
         ("question_free", lambda c: np.array([0], np.int32), "not the unnamed"),
-        ("token_ids", lambda c: c[:-1], "tokens are missing"),
+        ("token_ids", lambda c: c[:-1], "differ in number"),
         ("log_probs", lambda c: c[:-1], "differ in number"),
         ("row_length", lambda c: c + 1, "tokens are missing"),
+        ("row_prompt_length", lambda c: c - 1, "negative length"),
+        ("row_prompt_length", lambda c: c + 1, "tokens are missing"),
+        ("row_origin", lambda c: c + 1, "origin is not known"),
+        ("row_group", lambda c: c + 1, "group was never made"),
     ],
 )
-def test_contradictory_state_is_refused(name, change, sentence):
-    arrays, meta = make_buffer(questions=14).state()
-    arrays[name] = change(arrays[name])
+def test_contradictory_state_is_refused(name, change, sentence, restored):
+    buffer = make_buffer(questions=14)
     with pytest.raises(ValueError, match=sentence):
-        ExperienceBuffer.from_state(arrays, meta)
+        restored(buffer, **{name: change(buffer.state()[0][name])})
 
 
 def test_other_state_version_is_refused():
     arrays, meta = make_buffer().state()
     with pytest.raises(ValueError, match="version 3 is not 2"):
-        ExperienceBuffer.from_state(arrays, meta | {"version": 3})
+        ExperienceBuffer.restore(arrays, meta | {"version": 3}, [], (np.empty(0), np.empty(0)))
 
 
 def test_group_size_must_leave_room_for_partial_success():

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from recipe.exgrpo.core.buffer import ExperienceBuffer, Response
+from recipe.exgrpo.core.buffer.state import spans
 from recipe.exgrpo.core.buffer.trajectories import ROW_BYTES
 from recipe.exgrpo.core.config import BufferConfig
 
@@ -36,10 +37,12 @@ class Row:
     birth: int
     uses: int = 0
     entropy: float = math.nan
+    prompt: list[int] = field(default_factory=list)
+    mask: list[bool] = field(default_factory=list)
 
     @property
     def bytes(self) -> int:
-        return 8 * len(self.ids) + ROW_BYTES
+        return 8 * (len(self.prompt) + len(self.ids)) + ROW_BYTES
 
 
 @dataclass
@@ -59,10 +62,10 @@ class Model:
         self.counts.pop(question, None)
         self.cool_until.pop(question, None)
 
-    def add(self, question, ids, step):
-        if any(row.ids == ids for row in self.of(question)):
+    def add(self, question, ids, step, duplicates=False, **more):
+        if not duplicates and any(row.ids == ids for row in self.of(question)):
             return False
-        self.rows.append(Row(self.serial, question, ids, float(step), step))
+        self.rows.append(Row(self.serial, question, ids, float(step), step, **more))
         self.serial += 1
         return True
 
@@ -77,10 +80,10 @@ class Model:
         }[self.config.eviction]
         return sorted(rows, key=lambda r: (key(r), r.birth, r.serial))
 
-    def evict(self, doomed):
-        gone = {row.serial for row in doomed}
+    def evict(self, rows):
+        gone = {row.serial for row in rows}
         self.rows = [row for row in self.rows if row.serial not in gone]
-        return len(doomed)
+        return len(rows)
 
     def enforce(self, step):
         c, gone = self.config, dict.fromkeys(("age", "reuse", "per_question", "bytes"), 0)
@@ -115,10 +118,25 @@ class BufferMachine(RuleBasedStateMachine):
     def add(self, question, ids):
         if question not in self.model.retired:
             expected = self.model.add(question, ids, self.step)
-            assert (
-                self.buffer.add(question, Response(ids, -np.array(ids, np.float32)), float(self.step), self.step)
-                == expected
-            )
+            response = Response(ids, -np.array(ids, np.float32))
+            assert self.buffer.add(question, response, float(self.step), self.step) == expected
+
+    @rule(question=questions, ids=tokens, prompt=st.lists(st.integers(0, 3), max_size=3), masked=st.integers(0, 3))
+    def add_with_prompt(self, question, ids, prompt, masked):
+        """As refill does: duplicates are kept, the prompt with it, some of the tokens not the model's own."""
+        if question not in self.model.retired:
+            mask = [i > len(ids) - 1 - masked for i in range(len(ids))]
+            mask[-1] = True
+            self.model.add(question, ids, self.step, duplicates=True, prompt=prompt, mask=mask)
+            response = Response(ids, -np.array(ids, np.float32), mask, prompt)
+            keep = {"keep_prompt": True, "keep_duplicates": True}
+            assert self.buffer.add(question, response, float(self.step), self.step, **keep)
+
+    @precondition(lambda self: self.model.rows)
+    @rule(data=st.data(), reason=st.sampled_from(["age", "reuse"]))
+    def drop(self, data, reason):
+        rows = data.draw(st.lists(st.sampled_from(self.model.rows), max_size=4, unique_by=lambda row: row.serial))
+        assert self.buffer.drop([row.serial for row in rows], reason) == self.model.evict(rows)
 
     @rule(first=st.integers(0, 10**6), n=st.sampled_from([10, 120]))
     def flood(self, first, n):
@@ -167,7 +185,11 @@ class BufferMachine(RuleBasedStateMachine):
 
     @rule()
     def save_and_load(self):
-        restored = ExperienceBuffer.from_state(*self.buffer.state(), self.model.config)
+        arrays, meta = self.buffer.state()
+        lengths = spans(arrays)
+        placement = np.zeros(len(lengths), np.int64), np.cumsum(lengths) - lengths
+        tokens = [(arrays["token_ids"], arrays["log_probs"])]
+        restored = ExperienceBuffer.restore(arrays, meta, tokens, placement, self.model.config)
         for k in range(1, K):
             n = int(self.buffer.bucket_sizes()[k])
             draws = [b.draw(k, n, np.random.default_rng(n)) for b in (self.buffer, restored)]
@@ -177,6 +199,7 @@ class BufferMachine(RuleBasedStateMachine):
     @invariant()
     def same(self):
         buffer, model = self.buffer, self.model
+        assert buffer.candidates().row.tolist() == [row.serial for row in model.rows]
         assert buffer.retired == model.retired
         assert buffer.nbytes == sum(r.bytes for r in model.rows)
         expected = [0] * (K + 1)
@@ -192,7 +215,9 @@ class BufferMachine(RuleBasedStateMachine):
         for row in model.rows:
             found = buffer.trajectory(row.serial)
             assert (found.question, found.token_ids.tolist(), found.reward) == (row.question, row.ids, row.reward)
-            assert (-found.log_probs).tolist() == row.ids
+            mask = row.mask or [True] * len(row.ids)
+            assert (found.mask.tolist(), found.prompt_ids.tolist()) == (mask, row.prompt)
+            assert (-found.log_probs).tolist() == [i if own else 0 for i, own in zip(row.ids, mask, strict=True)]
             assert (found.birth_step, found.use_count) == (row.birth, row.uses)
             np.testing.assert_equal(found.entropy, row.entropy)
 

@@ -1,22 +1,20 @@
-"""The experience buffer: questions solved in part and their successful trajectories (E and S of the paper's Alg. 1).
+"""The experience buffer: questions solved in part and their trajectories (E and S of the paper's Alg. 1).
 
 Columnar: a question is an index into question columns, a trajectory a row of row columns, its tokens a slice of a
 segment. Python objects exist per question (its id and its index), never per trajectory. Nothing here needs Ray, verl or
-a model, and every draw is a function of (state, generator), where the state survives `state`/`from_state` exactly.
+a model, and every draw is a function of (state, generator), where the state survives `state`/`restore` exactly.
 """
 
-import heapq
-import itertools
 import logging
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 
 import numpy as np
 
-from recipe.exgrpo.core.buffer.bucket_index import BucketIndex
-from recipe.exgrpo.core.buffer.columns import SEGMENT_TOKENS, Columns
+from recipe.exgrpo.core.buffer.columns import SEGMENT_TOKENS
 from recipe.exgrpo.core.buffer.eviction import REASONS, over_bound
+from recipe.exgrpo.core.buffer.questions import QuestionIndex
 from recipe.exgrpo.core.buffer.records import (
     Candidates,
     CheckedResponse,
@@ -27,22 +25,13 @@ from recipe.exgrpo.core.buffer.records import (
     digest,
     prompt_hash,
 )
-from recipe.exgrpo.core.buffer.state import (
-    NONE,
-    STATE_VERSION,
-    Snapshot,
-    check_placement,
-    check_state,
-    decode_names,
-    spans,
-)
+from recipe.exgrpo.core.buffer.state import NONE, STATE_VERSION, Snapshot, check_placement, check_state, spans
 from recipe.exgrpo.core.buffer.trajectories import SCORES, TrajectoryStore
 from recipe.exgrpo.core.config import BufferConfig
 
 logger = logging.getLogger(__name__)
 
 UNKNOWN = Provenance()
-QUESTION_DTYPES = {"count": "i2", "place": "i4", "cool_until": "i4"}
 CANDIDATE_COLUMNS = {
     "row": "serial", "question": "question", "group": "group", "successes": "group_successes",
     "group_size": "group_size", "birth_step": "birth_step", "use_count": "use_count", "length": "length",
@@ -51,30 +40,27 @@ CANDIDATE_COLUMNS = {
 
 
 class ExperienceBuffer:
-    """Successful trajectories by question, and the questions by latest success count of `group_size` rollouts.
+    """Trajectories by question, and the questions by latest success count of `group_size` rollouts.
 
     A question is eligible for replay when its latest count is in 1..K-1, it is not retired or cooling down, and it has
     a trajectory. `record`, `add`, `draw`, `rows`, `trajectory` and `bucket_sizes` cost the same at any size of the
-    buffer. One thread may use it; a `snapshot` may be read by another meanwhile.
+    buffer. `origin` is what `add` stamps on new trajectories.
     """
 
     def __init__(self, group_size: int, config: BufferConfig | None = None, *, segment_tokens: int = SEGMENT_TOKENS):
         if group_size < 2:
             raise ValueError(f"group_size must be at least 2, or no question can be solved in part; got {group_size}.")
-        self.group_size = group_size
         self.config = config or BufferConfig()
-        self._store = TrajectoryStore(self.config.log_prob_dtype, segment_tokens)
-        self._questions = Columns(QUESTION_DTYPES)
-        self._buckets = BucketIndex(group_size)
-        self._index: dict[str, int] = {}
-        self._names: list[str] = []  # "" marks an index that a discarded question gave back
-        self._free: list[int] = []
-        self._retired: dict[int, None] = {}  # ordered by time of retirement
-        self._cooling: list[tuple[int, int]] = []  # heap of (first eligible step, question)
-        self._next_group = 0
-        self._origins: dict[Origin, int] = {}
-        self.origin = Origin()  # of the trajectories that `add` stores from now on
+        self.origin = Origin()
         self.evicted = dict.fromkeys(REASONS, 0)
+        self._questions = QuestionIndex(group_size)
+        self._store = TrajectoryStore(self.config.log_prob_dtype, segment_tokens)
+        self._origins: dict[Origin, int] = {}
+        self._next_group = 0
+
+    @property
+    def group_size(self) -> int:
+        return self._questions.group_size
 
     # ---- questions
 
@@ -88,74 +74,66 @@ class ExperienceBuffer:
                 f"success count of question {question!r} must be in 0..{self.group_size - 1}; got {count} "
                 "(all solved: retire it)."
             )
-        q = self._index_of(question, "recorded")
-        if self._questions.count[q] != count:
-            self._leave_bucket(q)
-            self._questions.count[q] = count
+        q = self._open(question, "recorded")
+        if self._questions.count(q) != count:
+            self._questions.leave_bucket(q)
+            self._questions.columns.count[q] = count
             self._enter_bucket(q)
 
     def latest_count(self, question: str) -> int | None:
         """The latest success count; None for a question never recorded, and for a retired one."""
-        q = self._index.get(question)
-        count = NONE if q is None else int(self._questions.count[q])
+        q = self._questions.index.get(question)
+        count = NONE if q is None else self._questions.count(q)
         return None if count == NONE else count
 
     def retire(self, question: str) -> None:
         """Move a question from E to S (all K solved): its trajectories are freed. Retiring twice changes nothing."""
-        q = self._index_or_new(question)
-        if q in self._retired:
-            return
-        self._leave_bucket(q)
-        self._store.drop_question(q)
-        self._questions.count[q] = self._questions.cool_until[q] = NONE
-        self._retired[q] = None
+        q = self._open(question)
+        if q not in self._questions.retired:
+            self._questions.forget(q)
+            self._store.drop_question(q)
+            self._questions.retired[q] = None
 
     def unretire(self, question: str) -> None:
         """Take a question out of S; it has no count and no trajectory. Raises KeyError when it is not retired."""
         if not self.is_retired(question):
             raise KeyError(f"question {question!r} is not retired")
-        del self._retired[self._index[question]]
+        del self._questions.retired[self._questions.index[question]]
 
     def is_retired(self, question: str) -> bool:
-        return self._index.get(question, NONE) in self._retired
+        return self._questions.index.get(question, NONE) in self._questions.retired
 
     @property
     def retired(self) -> list[str]:
         """The set S, in order of retirement."""
-        return [self._names[q] for q in self._retired]
+        return [self._questions.names[q] for q in self._questions.retired]
 
     def discard(self, question: str) -> None:
         """Forget a question entirely, for one that left the dataset. Unknown questions are ignored."""
-        q = self._index.get(question)
-        if q is None:
-            return
-        self._leave_bucket(q)
-        self._store.drop_question(q)
-        self._questions.count[q] = self._questions.cool_until[q] = NONE
-        self._retired.pop(q, None)
-        del self._index[question]
-        self._names[q] = ""
-        self._free.append(q)
+        q = self._questions.index.get(question)
+        if q is not None:
+            self._questions.discard(q)
+            self._store.drop_question(q)
 
     def questions(self) -> Iterator[str]:
         """Every question that was recorded, retired or given a trajectory, in no particular order."""
-        return iter(self._index)
+        return iter(self._questions.index)
 
     def bucket_sizes(self) -> np.ndarray:
         """Eligible questions per latest success count, int64 [K + 1]; 0 and K are always empty. O(K)."""
-        return self._buckets.sizes.copy()
+        return self._questions.buckets.sizes.copy()
 
     def draw(self, count: int, n: int, rng: np.random.Generator) -> list[str]:
         """`n` distinct questions of bucket `count`, uniform without replacement, in O(n).
 
         Raises ValueError when the bucket has fewer.
         """
+        names, buckets = self._questions.names, self._questions.buckets
         if not 0 <= count <= self.group_size:
             raise ValueError(f"bucket {count} does not exist; success counts are 0..{self.group_size}.")
-        if not 0 <= n <= self._buckets.sizes[count]:
-            raise ValueError(f"cannot draw {n} questions from bucket {count}, which has {self._buckets.sizes[count]}.")
-        names = self._names
-        return [names[q] for q in self._buckets.draw(count, n, rng).tolist()] if n else []
+        if not 0 <= n <= buckets.sizes[count]:
+            raise ValueError(f"cannot draw {n} questions from bucket {count}, which has {buckets.sizes[count]}.")
+        return [names[q] for q in buckets.draw(count, n, rng).tolist()] if n else []
 
     # ---- trajectories
 
@@ -180,7 +158,7 @@ class ExperienceBuffer:
         """
         checked = CheckedResponse.of(question, response, self._store.log.log_prob_dtype)
         self._check_values(question, reward, provenance)
-        q = self._index_of(question, "given a trajectory")
+        q = self._open(question, "given a trajectory")
         hashed = digest(checked.token_ids)
         if not keep_duplicates and self._store.holds(q, checked.token_ids, hashed):
             return False
@@ -210,7 +188,7 @@ class ExperienceBuffer:
 
     def rows(self, question: str) -> np.ndarray:
         """Handles of a question's trajectories in insertion order, int64; empty for an unknown question."""
-        q = self._index.get(question)
+        q = self._questions.index.get(question)
         return np.empty(0, np.int64) if q is None else self._store.rows.serial[self._store.positions(q)]
 
     def trajectory(self, row: int) -> Trajectory:
@@ -221,7 +199,7 @@ class ExperienceBuffer:
         mask = ~np.isnan(log_probs[start:])
         return Trajectory(
             row=int(row),
-            question=self._names[rows.question[at]],
+            question=self._questions.names[rows.question[at]],
             token_ids=ids[start:].copy(),
             log_probs=np.where(mask, log_probs[start:], 0).astype(np.float32),
             mask=mask,
@@ -268,7 +246,8 @@ class ExperienceBuffer:
         """
         at = self._store.find(rows)
         self._store.rows.use_count[at] += 1
-        self._start_cooldowns(self._store.rows.question[at].tolist(), step)
+        if self.config.cooldown_steps:
+            self._questions.cool(self._store.rows.question[at].tolist(), step + self.config.cooldown_steps + 1)
 
     def mark_drawn(self, question: str, step: int) -> None:
         """Count one use of every trajectory of a question that was drawn at `step`, and start its cooldown.
@@ -284,9 +263,7 @@ class ExperienceBuffer:
         """Evict these trajectories, counted under `reason`, one of REASONS; returns how many. KeyError when one is gone."""
         if reason not in REASONS:
             raise ValueError(f"a trajectory is evicted for one of {', '.join(REASONS)}; got {reason!r}.")
-        over = np.zeros(self._store.rows.size, bool)
-        over[self._store.find(rows)] = True
-        count = self._evict(over)
+        count = self._evict(self._mask(rows))
         self.evicted[reason] += count
         return count
 
@@ -300,13 +277,17 @@ class ExperienceBuffer:
         counts = {reason: self._evict(over_bound(self._store, self.config, reason, step)) for reason in REASONS}
         for reason, count in counts.items():
             self.evicted[reason] += count
-        self._end_cooldowns(step + 1)
+        for q in self._questions.end_cooldowns(step + 1):
+            self._enter_bucket(q)
         self._store.compact()
         return counts
 
-    def drop_trajectories(self) -> int:
-        """Drop every trajectory, keeping counts and the retired set; returns how many there were."""
-        return self._evict(self._store.alive())
+    def drop_trajectories(self, rows: Sequence[int] | np.ndarray | None = None) -> int:
+        """Drop these trajectories, or all, which counts as no eviction; counts and the retired set stay.
+
+        Returns how many; KeyError when one of `rows` is gone.
+        """
+        return self._evict(self._store.alive() if rows is None else self._mask(rows))
 
     @property
     def nbytes(self) -> int:
@@ -323,32 +304,23 @@ class ExperienceBuffer:
             "questions": store.live_questions,
             "trajectories": store.live_rows,
             "bytes": self.nbytes,
-            "allocated_bytes": store.allocated_bytes + self._questions.nbytes,
-            "retired": len(self._retired),
-            "cooling": int(np.count_nonzero(self._questions.live("cool_until") != NONE)),
+            "allocated_bytes": store.allocated_bytes + self._questions.columns.nbytes,
+            "retired": len(self._questions.retired),
+            "cooling": self._questions.cooling(),
             "compacted_tokens": store.compacted_tokens,
             "age_steps_mean": ages.mean() if some else 0,
             "age_steps_max": ages.max() if some else 0,
             "reuse_mean": reuse.mean() if some else 0,
             "reuse_max": reuse.max() if some else 0,
         }
-        figures |= {f"bucket/{k}": self._buckets.sizes[k] for k in range(1, self.group_size)}
+        figures |= {f"bucket/{k}": self._questions.buckets.sizes[k] for k in range(1, self.group_size)}
         return {name: float(value) for name, value in figures.items()}
 
     # ---- state
 
     def snapshot(self) -> Snapshot:
-        """A frozen view for a writer in another thread: small columns are copied, tokens shared (they never change)."""
+        """A frozen view: small columns are copied, tokens shared (used cells never change)."""
         rows, placement, segments = self._store.frozen()
-        bucketed = [self._buckets.members(k).copy() for k in range(self.group_size + 1)]
-        questions = {
-            "question_count": self._questions.live("count").copy(),
-            "question_cool_until": self._questions.live("cool_until").copy(),
-            "question_free": np.array(self._free, np.int32),
-            "retired": np.fromiter(self._retired, np.int32, len(self._retired)),
-            "bucket_members": np.concatenate(bucketed),
-            "bucket_sizes": self._buckets.sizes.copy(),
-        }
         meta = {
             "version": STATE_VERSION,
             "group_size": self.group_size,
@@ -359,41 +331,13 @@ class ExperienceBuffer:
             "evicted": dict(self.evicted),
             "compacted_tokens": self._store.compacted_tokens,
         }
-        return Snapshot(rows, questions, list(self._names), meta, placement, segments)
+        return Snapshot(rows, self._questions.arrays(), list(self._questions.names), meta, placement, segments)
 
     def state(self) -> tuple[dict[str, np.ndarray], dict]:
         """Everything, as arrays and a JSON-able dict; the token arrays are copies, one after the other in row order."""
         frozen = self.snapshot()
         ids, log_probs = frozen.tokens(np.arange(len(frozen.rows["row_serial"])))
         return frozen.rows | frozen.question_arrays() | {"token_ids": ids, "log_probs": log_probs}, frozen.meta
-
-    @classmethod
-    def from_state(
-        cls,
-        arrays: dict[str, np.ndarray],
-        meta: dict,
-        config: BufferConfig | None = None,
-        *,
-        group_size: int | None = None,
-        allow_group_size_change: bool = False,
-    ) -> "ExperienceBuffer":
-        """The buffer that `state` described: same handles, and the same next draws from the same generator.
-
-        Another `group_size` is refused unless allowed; then counts are scaled to it and clamped to 1..K-1. The log-prob
-        dtype of `config` applies (float32 to float16 rounds). Raises ValueError when the state contradicts itself.
-        """
-        lengths = spans(arrays)
-        starts = np.cumsum(lengths) - lengths
-        first = np.flatnonzero(np.diff(starts // SEGMENT_TOKENS, prepend=-1))  # row of each piece
-        pieces = [
-            (arrays["token_ids"][a:b].copy(), arrays["log_probs"][a:b].copy())
-            for a, b in itertools.pairwise([*starts[first].tolist(), len(arrays["token_ids"])])
-        ]
-        piece = np.repeat(np.arange(len(first)), np.diff(first, append=len(lengths)))
-        return cls.restore(
-            arrays, meta, pieces, (piece, starts - starts[first][piece]), config,
-            group_size=group_size, allow_group_size_change=allow_group_size_change,
-        )  # fmt: skip
 
     @classmethod
     def restore(
@@ -403,82 +347,51 @@ class ExperienceBuffer:
         pieces: Sequence[tuple[np.ndarray, np.ndarray]],
         placement: tuple[np.ndarray, np.ndarray],
         config: BufferConfig | None = None,
-        *,
-        group_size: int | None = None,
-        allow_group_size_change: bool = False,
     ) -> "ExperienceBuffer":
-        """`from_state` for tokens in several (ids, log_probs) pieces, which the buffer takes over without a copy.
+        """The buffer that `state` described: same handles, and the same next draws from the same generator.
 
-        `placement` gives each row's piece and its offset there; tokens of a piece that no row covers are dead space.
+        The tokens come in (ids, log_probs) `pieces`, which the buffer takes over without a copy; `placement` gives each row's
+        piece and its offset there, and tokens of a piece that no row covers are dead space. The log-prob dtype of `config`
+        applies (float32 to float16 rounds). Raises ValueError when the state contradicts itself.
         """
         check_state(arrays, meta)
         check_placement(spans(arrays), pieces, *placement)
         buffer = cls(meta["group_size"], config)
-        buffer._restore_questions(arrays)
-        buffer._store.fill(arrays, pieces, *placement, len(buffer._names))
+        buffer._questions.fill(arrays)
+        buffer._store.fill(arrays, pieces, *placement, len(buffer._questions.names))
         buffer._store.next_serial = int(meta["next_serial"])
+        buffer._store.compacted_tokens = int(meta["compacted_tokens"])
         buffer._next_group = int(meta["next_group"])
         buffer._origins = {Origin(**origin): i for i, origin in enumerate(meta["origins"])}
-        buffer._store.compacted_tokens = int(meta["compacted_tokens"])
         buffer.evicted |= {reason: int(meta["evicted"].get(reason, 0)) for reason in REASONS}
-        members = arrays["bucket_members"]
-        buffer._questions.place[members] = buffer._buckets.fill(members, arrays["bucket_sizes"])
-        if group_size is not None and group_size != buffer.group_size:
-            if not allow_group_size_change:
-                raise ValueError(
-                    f"experience state was made with group_size {buffer.group_size} and this run has {group_size}; "
-                    "success counts would mean something else (allow the change to have them scaled)."
-                )
-            buffer._change_group_size(group_size)
         return buffer
 
-    # ---- private: questions
+    def change_group_size(self, group_size: int) -> None:
+        """Scale the success counts to a new K; those solved in part stay within 1..K-1."""
+        old = self.group_size
+        moved = self._questions.change_group_size(group_size)
+        for q in moved:
+            self._enter_bucket(q)
+        logger.warning("success counts of %d questions were scaled from K=%d to K=%d", len(moved), old, group_size)
 
-    def _index_or_new(self, question: str) -> int:
-        q = self._index.get(question)
-        if q is not None:
-            return q
-        if not isinstance(question, str) or not question:
-            raise ValueError(f"a question id must be a string that is not empty; got {question!r}.")
-        if self._free:
-            q = self._free.pop()
-            self._names[q] = question
-        else:
-            q = self._store.open_question()
-            self._questions.append()
-            self._names.append(question)
-        for name in QUESTION_DTYPES:
-            getattr(self._questions, name)[q] = NONE
-        self._index[question] = q
-        return q
+    # ---- private
 
-    def _index_of(self, question: str, what: str) -> int:
-        q = self._index_or_new(question)
-        if q in self._retired:
+    def _open(self, question: str, what: str | None = None) -> int:
+        """Index of a question; ValueError for a retired one that is to be `what`."""
+        q = self._questions.open(question)
+        if what and q in self._questions.retired:
             raise ValueError(f"question {question!r} is retired and cannot be {what}; unretire it first.")
+        self._store.open_question(q)
         return q
-
-    def _leave_bucket(self, q: int) -> None:
-        place = int(self._questions.place[q])
-        if place != NONE:
-            moved = self._buckets.remove(int(self._questions.count[q]), place)
-            self._questions.place[moved] = place
-            self._questions.place[q] = NONE
 
     def _enter_bucket(self, q: int) -> None:
-        """Put a question that is in no bucket into its own, if it is eligible."""
-        questions = self._questions
-        if questions.count[q] > 0 and self._store.count(q) and questions.cool_until[q] == NONE:
-            questions.place[q] = self._buckets.insert(int(questions.count[q]), q)
+        self._questions.enter_bucket(q, self._store.count(q))
 
-    def _end_cooldowns(self, step: int) -> None:
-        while self._cooling and self._cooling[0][0] <= step:
-            first, q = heapq.heappop(self._cooling)
-            if self._questions.cool_until[q] == first:  # else replayed again, retired or discarded meanwhile
-                self._questions.cool_until[q] = NONE
-                self._enter_bucket(q)
-
-    # ---- private: trajectories
+    def _mask(self, rows: Sequence[int] | np.ndarray) -> np.ndarray:
+        """The handles `rows` as a mask of row positions, bool."""
+        mask = np.zeros(self._store.rows.size, bool)
+        mask[self._store.find(rows)] = True
+        return mask
 
     def _check_values(self, question: str, reward: float, provenance: Provenance) -> None:
         if not math.isfinite(reward):
@@ -489,44 +402,10 @@ class ExperienceBuffer:
                 f"got {provenance}."
             )
 
-    def _start_cooldowns(self, questions: Iterable[int], step: int) -> None:
-        if not self.config.cooldown_steps:
-            return
-        first = step + self.config.cooldown_steps + 1
-        for q in dict.fromkeys(questions):
-            self._leave_bucket(q)
-            self._questions.cool_until[q] = first
-            heapq.heappush(self._cooling, (first, q))
-
     def _evict(self, mask: np.ndarray | None) -> int:
         """Drop the rows under `mask`; a question without any left is not eligible. Returns how many rows went."""
         if mask is None:
             return 0
         for q in self._store.drop(mask):
-            self._leave_bucket(q)
+            self._questions.leave_bucket(q)
         return int(np.count_nonzero(mask))
-
-    # ---- private: state
-
-    def _restore_questions(self, arrays: dict[str, np.ndarray]) -> None:
-        self._names = decode_names(arrays)
-        self._index = {name: q for q, name in enumerate(self._names) if name}
-        self._free = arrays["question_free"].tolist()
-        self._retired = dict.fromkeys(arrays["retired"].tolist())
-        columns = {"count": arrays["question_count"], "cool_until": arrays["question_cool_until"]}
-        self._questions.fill(columns | {"place": NONE}, len(self._names))
-        cooling = np.flatnonzero(columns["cool_until"] != NONE)
-        self._cooling = list(zip(columns["cool_until"][cooling].tolist(), cooling.tolist(), strict=True))
-        heapq.heapify(self._cooling)
-
-    def _change_group_size(self, group_size: int) -> None:
-        """Scale success counts to a new K, those solved in part to stay within 1..K-1, and bucket them again."""
-        old = self.group_size
-        order = [q for k in range(old + 1) for q in self._buckets.members(k).tolist()]
-        count = self._questions.live("count")
-        scaled = np.clip(np.rint(count * (group_size / old)), 1, group_size - 1)
-        count[:] = np.where(count > 0, scaled, count)
-        self.group_size, self._buckets = group_size, BucketIndex(group_size)
-        for q in order:
-            self._enter_bucket(q)
-        logger.warning("success counts of %d questions were scaled from K=%d to K=%d", len(order), old, group_size)

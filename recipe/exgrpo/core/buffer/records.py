@@ -5,6 +5,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from hashlib import blake2b
+from typing import NamedTuple
 
 import numpy as np
 
@@ -127,8 +128,7 @@ def digest(ids: np.ndarray) -> int:
     return int.from_bytes(blake2b(ids.data, digest_size=8).digest(), "little")
 
 
-@dataclass(frozen=True)
-class CheckedResponse:
+class CheckedResponse(NamedTuple):
     """A response in the form of the store: int32 ids, float32 log-probs with nan where the model did not write the token."""
 
     token_ids: np.ndarray

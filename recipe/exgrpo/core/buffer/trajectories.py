@@ -39,11 +39,11 @@ class TrajectoryStore:
         self.compacted_tokens = 0
         self._lists = Columns({"last": "i4", "held": "i4"})  # per question: its latest row, and how many it has
 
-    def open_question(self) -> int:
-        """Index of a new question without rows; indices count up from 0."""
-        q = self._lists.append()
-        self._lists.last[q], self._lists.held[q] = NONE, 0
-        return q
+    def open_question(self, q: int) -> None:
+        """Make room for question `q`, which is the next new index or one that is known."""
+        if q == self._lists.size:
+            self._lists.append()
+            self._lists.last[q], self._lists.held[q] = NONE, 0
 
     def count(self, q: int) -> int:
         """Rows of a question."""
