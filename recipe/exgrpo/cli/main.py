@@ -14,6 +14,7 @@ COMMANDS = {
     "evaluate": ("recipe.exgrpo.cli.evaluate", "sample a model on benchmarks, grade, and report beside the paper"),
     "inspect": ("recipe.exgrpo.cli.inspect", "look into, verify, compare, grade or export saved experience"),
     "lab": ("recipe.exgrpo.cli.lab", "compare variants of the algorithm on tiny models, minutes on a CPU"),
+    "metrics": ("recipe.exgrpo.cli.metrics", "what the metrics of a run mean, one sentence each"),
     "report": ("recipe.exgrpo.cli.report", "curves and tables of training runs, paired by seed"),
 }
 
