@@ -1,5 +1,6 @@
 """ExGRPO (Alg. 1): partly solved questions come back, each with one stored success among K - 1 fresh rollouts."""
 
+import logging
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -8,31 +9,30 @@ import numpy as np
 
 from recipe.exgrpo.core.buffer import ExperienceBuffer, Trajectory
 from recipe.exgrpo.core.config import ExGRPOConfig
-from recipe.exgrpo.core.policies.admit import ADMIT
+from recipe.exgrpo.core.policies.admit import above_mean
 from recipe.exgrpo.core.policies.bookkeeping import Bookkeeping
-from recipe.exgrpo.core.policies.gate import GATE
 from recipe.exgrpo.core.policies.metrics import Report
 from recipe.exgrpo.core.policies.policy import Dataset, Group, Slot, Tools
-from recipe.exgrpo.core.policies.rank import RANK
 from recipe.exgrpo.core.policies.replay import Replay
-from recipe.exgrpo.core.policies.rules import chosen, needs_scores
+from recipe.exgrpo.core.policies.rules import needs_scores
 from recipe.exgrpo.core.sampler import interleave, sample_questions
 from recipe.exgrpo.core.selection import Scores
+
+logger = logging.getLogger(__name__)
 
 
 class ExGRPO(Replay):
     """Admit successes of partly solved groups, draw questions from buckets, take the trajectory with the lowest entropy."""
 
+    OWN = Replay.OWN | {"rank": "lowest_entropy"}
     plans_questions = True
 
     def __init__(self, config: ExGRPOConfig, group_size: int, options: Any = None) -> None:
         super().__init__(config, group_size, options)
-        spread = config.bookkeeping.outcome == "reward_spread"
-        self.admits = chosen("admit", config.admit, "above_mean" if spread else "successes", ADMIT)
-        self.rank = chosen("rank", config.rank, "lowest_entropy", RANK)
-        self.gate = chosen("gate", config.gate, "always", GATE)
         if config.place is not None:
             raise ValueError(f"exgrpo.place={config.place}: exgrpo.policy={config.policy} plans its places beforehand.")
+        if config.bookkeeping.outcome == "reward_spread" and config.admit is None:
+            self.admits = above_mean
         self.bookkeeping = Bookkeeping(self.store, config.bookkeeping)
         self._taken: set[str] = set()
         self._reuse_retired = False
@@ -45,10 +45,17 @@ class ExGRPO(Replay):
         """n = min(floor(rho B), eligible) stored questions with K - 1 rollouts each, B - n fresh ones with K."""
         self.report = Report(active=self.active)
         planned = self._planned(math.floor(self.config.rho * size))
-        self._taken, self._reuse_retired = set(planned), len(dataset) - len(self.store.retired) < size
+        self._taken, self._reuse_retired = set(planned), self._too_few_left(dataset, size)
         fresh = [self.draw(dataset) for _ in range(size - len(planned))]
         rollouts = self.group_size - self.config.inject
         return interleave([Slot(question, rollouts, planned=True) for question in planned], fresh)
+
+    def _too_few_left(self, dataset: Dataset, size: int) -> bool:
+        """Whether the questions that are not retired no longer fill a step."""
+        left = len(dataset) - len(self.store.retired)
+        if left < size:
+            logger.warning("only %d questions are not retired; training on retired ones again", left)
+        return left < size
 
     def draw(self, dataset: Dataset) -> Slot:
         slot = super().draw(dataset)
@@ -97,21 +104,14 @@ class ExGRPO(Replay):
     def _select(self, rows: np.ndarray, scores: Scores | None, step: int) -> Trajectory:
         """The best ranked of `rows`; its use is noted."""
         first = self.rank(self.store.candidates(rows), scores, self.context(step))[0]
-        trajectory = self.store.trajectory(int(rows[first]))
-        self.report.replayed(trajectory, step)
-        self.store.mark_used(trajectory.row, step)
-        return trajectory
+        return self.take(int(rows[first]), step)
 
-    def finish(self, groups: Sequence[Group], tools: Tools, step: int, pass_rate: float) -> None:
-        """Grade all groups, store what is admitted, apply the bounds, and let the schedule see the fresh rollouts."""
-        if self.active:
-            context = self.context(step)
-            kept = self.bookkeeping.grade(groups, self.report)
-            self.report.added = self.admit(groups, {i: self.admits(groups[i], context) for i in kept}, tools, step)
-        self.report.evicted = self.store.enforce_limits(step)
-        if self.active:
-            self.report.reviewed = self.bookkeeping.review(step, self.rng)
-        self.schedule.observe(pass_rate)
+    def collect(self, groups: Sequence[Group], tools: Tools, step: int) -> None:
+        """Grade all groups, store what is admitted of those solved in part, and review."""
+        context = self.context(step)
+        kept = self.bookkeeping.grade(groups, self.report)
+        self.report.added = self.admit(groups, {i: self.admits(groups[i], context) for i in kept}, tools, step)
+        self.report.reviewed = self.bookkeeping.review(step, self.rng)
 
     def load_state_dict(self, state: dict, store: ExperienceBuffer) -> None:
         super().load_state_dict(state, store)

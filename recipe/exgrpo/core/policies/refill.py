@@ -7,32 +7,21 @@ rollout and no updated sequence is added, and the normaliser stays the number of
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 
-from recipe.exgrpo.core.buffer import Candidates, ExperienceBuffer
+from recipe.exgrpo.core.buffer import Candidates, ExperienceBuffer, Trajectory
 from recipe.exgrpo.core.config import ExGRPOConfig, LossConfig
-from recipe.exgrpo.core.policies.admit import ADMIT
-from recipe.exgrpo.core.policies.gate import GATE
-from recipe.exgrpo.core.policies.metrics import Report
-from recipe.exgrpo.core.policies.place import PLACE
-from recipe.exgrpo.core.policies.policy import Arrangement, Dataset, Group, Placed, Slot, Tools
-from recipe.exgrpo.core.policies.rank import RANK
+from recipe.exgrpo.core.policies.policy import Arrangement, Group, Placed, Tools
 from recipe.exgrpo.core.policies.replay import Replay
-from recipe.exgrpo.core.policies.rules import chosen, needs_scores
+from recipe.exgrpo.core.policies.rules import needs_scores
 from recipe.exgrpo.core.selection import Scores
 
 
 class Refill(Replay):
     """Admit successes of mixed groups, draw rare ones first, while they are recent, into the rows of zero-variance groups."""
 
-    def __init__(self, config: ExGRPOConfig, group_size: int, options: Any = None) -> None:
-        super().__init__(config, group_size, options)
-        self.admits = chosen("admit", config.admit, "successes", ADMIT)
-        self.rank = chosen("rank", config.rank, "rarity", RANK)
-        self.gate = chosen("gate", config.gate, "recent", GATE)
-        self.place = chosen("place", config.place, "zero_variance", PLACE)
+    OWN = Replay.OWN | {"rank": "rarity", "gate": "recent"}
 
     @property
     def loss(self) -> LossConfig:
@@ -41,10 +30,6 @@ class Refill(Replay):
         The shaping w / (w + beta) has gradient beta / (1 + beta)^2 = 0.083 at w = 1; the clipped weight has 1.
         """
         return replace(self.config.loss, shaping="clip", importance="past")
-
-    def plan(self, size: int, dataset: Dataset) -> list[Slot]:
-        self.report = Report(active=self.active)
-        return super().plan(size, dataset)
 
     def arrange(self, groups: Sequence[Group], tools: Tools, step: int) -> Arrangement:
         """Stored groups for the rows of zero-variance groups; nothing while inactive.
@@ -62,15 +47,15 @@ class Refill(Replay):
             self._collect(store, groups, tools, step)
         return Arrangement(leave, self._draw(store, len(leave), tools, step) if leave else ())
 
-    def finish(self, groups: Sequence[Group], tools: Tools, step: int, pass_rate: float) -> None:
-        """Store this step's successes of mixed groups, drop what can never be drawn again."""
-        if self.active:
-            self.report.partial_groups = sum(group.size != self.group_size for group in groups)
-            if self.config.refill.source == "past":
-                self.report.added = self._collect(self.store, groups, tools, step)
-        self._expire(step + 1)
-        self.report.evicted = self.store.enforce_limits(step)
-        self.schedule.observe(pass_rate)
+    def collect(self, groups: Sequence[Group], tools: Tools, step: int) -> None:
+        """Store this step's successes of mixed groups, and drop what can never be drawn again: memory stays bounded."""
+        self.report.partial_groups = sum(group.size != self.group_size for group in groups)
+        if self.config.refill.source == "past":
+            self.report.added = self._collect(self.store, groups, tools, step)
+        rows, bounds = self.store.candidates(), self.config.refill
+        old = rows.age(step + 1) > bounds.max_age_steps
+        self.store.drop(rows.row[old], "age")
+        self.store.drop(rows.row[~old & (rows.use_count >= bounds.reps)], "reuse")
 
     def _collect(self, store: ExperienceBuffer, groups: Sequence[Group], tools: Tools, step: int) -> int:
         """Store what is admitted of every whole mixed group, with its prompt; returns how many."""
@@ -92,8 +77,7 @@ class Refill(Replay):
         placed = []
         for i in fitting(order, sizes, budget):
             members = rows.row[rows.group == heads.group[i]]
-            placed += [self._placed(store, int(row), step) for row in members]
-            store.mark_used(members, step)
+            placed += [self._placed(self.take(int(row), step, store)) for row in members]
             self.report.drawn_groups += 1
         return placed
 
@@ -104,17 +88,9 @@ class Refill(Replay):
         self.report.scored = len(heads)
         return tools.score([store.trajectory(int(row)) for row in heads.row])
 
-    def _placed(self, store: ExperienceBuffer, row: int, step: int) -> Placed:
-        trajectory = store.trajectory(row)
-        self.report.replayed(trajectory, step)
+    @staticmethod
+    def _placed(trajectory: Trajectory) -> Placed:
         return Placed(trajectory, 1.0 - trajectory.provenance.successes / trajectory.provenance.size)
-
-    def _expire(self, step: int) -> None:
-        """Drop what the bounds of `exgrpo.refill` keep out from `step` on: memory stays bounded."""
-        rows, bounds = self.store.candidates(), self.config.refill
-        old = rows.age(step) > bounds.max_age_steps
-        self.store.drop(rows.row[old], "age")
-        self.store.drop(rows.row[~old & (rows.use_count >= bounds.reps)], "reuse")
 
     @classmethod
     def stored_rollouts(cls, config: ExGRPOConfig, rollouts: int, steps: int) -> float:

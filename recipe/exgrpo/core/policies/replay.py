@@ -1,20 +1,34 @@
-"""What policies with a store have in common: delayed start, report, admission of this step's rollouts, state."""
+"""What policies with a store have in common: rules by name, delayed start, admission of this step's rollouts, state."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
-from recipe.exgrpo.core.buffer import ExperienceBuffer, Provenance
+from recipe.exgrpo.core.buffer import ExperienceBuffer, Provenance, Trajectory
 from recipe.exgrpo.core.config import ExGRPOConfig, LossConfig
+from recipe.exgrpo.core.policies.admit import ADMIT
+from recipe.exgrpo.core.policies.gate import GATE
 from recipe.exgrpo.core.policies.metrics import Report
-from recipe.exgrpo.core.policies.policy import Group, Policy, Tools
+from recipe.exgrpo.core.policies.place import PLACE
+from recipe.exgrpo.core.policies.policy import Dataset, Group, Policy, Slot, Tools
+from recipe.exgrpo.core.policies.rank import RANK
+from recipe.exgrpo.core.policies.rules import chosen
 from recipe.exgrpo.core.schedule import DelayedStart
 
 
 class Replay(Policy):
-    """A policy that keeps trajectories in `store`, once `exgrpo.start_threshold` is passed."""
+    """A policy that keeps trajectories in `store`, once `exgrpo.start_threshold` is passed.
 
+    `OWN` names its own rules, which `exgrpo.admit`, `rank`, `gate` and `place` replace.
+    """
+
+    OWN: ClassVar[Mapping[str, str]] = {
+        "admit": "successes",
+        "rank": "newest",
+        "gate": "always",
+        "place": "zero_variance",
+    }
     store: ExperienceBuffer
 
     def __init__(self, config: ExGRPOConfig, group_size: int, options: Any = None) -> None:
@@ -22,6 +36,10 @@ class Replay(Policy):
         self.store = ExperienceBuffer(group_size, config.buffer)
         self.schedule = DelayedStart(config.start_threshold)
         self.report = Report()
+        self.admits = chosen("admit", config.admit, self.OWN["admit"], ADMIT)
+        self.rank = chosen("rank", config.rank, self.OWN["rank"], RANK)
+        self.gate = chosen("gate", config.gate, self.OWN["gate"], GATE)
+        self.place = chosen("place", config.place, self.OWN["place"], PLACE)
 
     @property
     def loss(self) -> LossConfig:
@@ -30,6 +48,22 @@ class Replay(Policy):
     @property
     def active(self) -> bool:
         return self.schedule.active
+
+    def plan(self, size: int, dataset: Dataset) -> list[Slot]:
+        self.report = Report(active=self.active)
+        return super().plan(size, dataset)
+
+    def finish(self, groups: Sequence[Group], tools: Tools, step: int, pass_rate: float) -> None:
+        """Collect while active, apply the bounds of the store, and let the schedule see the fresh rollouts."""
+        if self.active:
+            self.collect(groups, tools, step)
+        self.report.evicted = self.store.enforce_limits(step)
+        self.schedule.observe(pass_rate)
+
+    def collect(self, groups: Sequence[Group], tools: Tools, step: int) -> None:
+        """Store what the admit rule takes of every group, with its prompt."""
+        kept = {i: self.admits(group, self.context(step)) for i, group in enumerate(groups)}
+        self.report.added = self.admit(groups, kept, tools, step, keep_prompt=True)
 
     def admit(
         self,
@@ -58,6 +92,14 @@ class Replay(Policy):
     def successes(self, group: Group) -> int:
         """Members with a reward above `bookkeeping.success_threshold`."""
         return sum(reward > self.config.bookkeeping.success_threshold for reward in group.rewards)
+
+    def take(self, row: int, step: int, store: ExperienceBuffer | None = None) -> Trajectory:
+        """The stored trajectory `row` for the update of `step`; its use is counted and reported."""
+        store = self.store if store is None else store
+        trajectory = store.trajectory(row)
+        self.report.replayed(trajectory, step)
+        store.mark_used(row, step)
+        return trajectory
 
     def metrics(self, step: int) -> dict[str, float]:
         return self.report.metrics(self.store, step)
