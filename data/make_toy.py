@@ -20,6 +20,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that the file
 
 from data import toy_task
 from data.toy_task import Noise, Question, make_questions, render_question, render_solution
+from verl_ext.dataset import verl_row
 from verl_ext.files import move_durably, replacing
 
 TRAIN_QUESTIONS, HELDOUT_QUESTIONS, DATA_SEED = 512, 128, 0
@@ -56,12 +57,19 @@ def make_splits(
     return questions[:n_train], questions[n_train:]
 
 
+def row_of(question: Question, split: str, index: int) -> dict:
+    """One row in verl's schema."""
+    text = render_question(question)
+    prompt = [{"role": "user", "content": text}]
+    return verl_row(toy_task.DATA_SOURCE, prompt, toy_task.answer(question), toy_task.question_id(text), split, index)
+
+
 def write_parquet(questions: list[Question], split: str, path: Path) -> None:
     """Rows in verl's schema."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    table = pa.Table.from_pylist([toy_task.verl_row(q, split, i) for i, q in enumerate(questions)])
+    table = pa.Table.from_pylist([row_of(q, split, i) for i, q in enumerate(questions)])
     with replacing(path) as new:
         pq.write_table(table, new)
 

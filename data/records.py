@@ -8,6 +8,7 @@ from typing import Any
 
 from data.errors import DataError
 from data.prompts import PromptTemplate
+from verl_ext import dataset
 
 ID_BYTES = 16
 
@@ -74,18 +75,8 @@ def verl_row(
 
     `n_samples`: samples per question in evaluation, `extra_info.n_samples`; left out for training data.
     """
-    extra_info = {
-        "split": split,
-        "index": record.index,
-        "question_id": record.question_id,
-        "think_format": template.think_format,
-    }
+    info: dict[str, Any] = {"think_format": template.think_format}
     if n_samples is not None:
-        extra_info["n_samples"] = n_samples
-    return {
-        "data_source": data_source,
-        "prompt": template.render(record.question),
-        "ability": "math",
-        "reward_model": {"style": "rule", "ground_truth": record.answer},
-        "extra_info": extra_info,
-    }
+        info["n_samples"] = n_samples
+    prompt = template.render(record.question)
+    return dataset.verl_row(data_source, prompt, record.answer, record.question_id, split, record.index, **info)

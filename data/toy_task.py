@@ -198,15 +198,3 @@ def grade(text: str, ground_truth: str) -> bool:
 def question_id(text: str) -> str:
     """Content hash of a rendered question: 16 hex digits, the same in every process and row order."""
     return hashlib.sha256(f"{DATA_SOURCE}\0{text}".encode()).hexdigest()[:16]
-
-
-def verl_row(question: Question, split: str, index: int) -> dict:
-    """One row of verl's parquet schema."""
-    text = render_question(question)
-    return {
-        "data_source": DATA_SOURCE,
-        "prompt": [{"role": "user", "content": text}],
-        "ability": "math",
-        "reward_model": {"style": "rule", "ground_truth": answer(question)},
-        "extra_info": {"split": split, "index": index, "question_id": question_id(text)},
-    }

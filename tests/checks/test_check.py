@@ -18,12 +18,12 @@ from recipe.exgrpo.checks.memory import GIB, buffer_bytes, cpu_bytes, estimate_g
 from recipe.exgrpo.checks.model import KNOWN, model_shape, shape_of
 from recipe.exgrpo.checks.preflight import check, config_problems, inspect_run
 from recipe.exgrpo.checks.reward import reward_findings
-from recipe.exgrpo.checks.schema import missing_values
 from recipe.exgrpo.checks.types import type_findings
 from recipe.exgrpo.checks.verl import validate
 from recipe.exgrpo.cli.main import main
 from recipe.exgrpo.presets.compose import ROOT, experiment_scripts, script_overrides, verl_config_dir
 from recipe.exgrpo.presets.compose import compose as compose_run
+from verl_ext.dataset import missing_values
 
 TOY = "data/toy/model"
 
@@ -96,7 +96,7 @@ def test_a_good_run_has_no_error_and_no_warning(tiny):
     ("overrides", "key", "remedy"),
     [
         (["exgrpo.rho=2"], "exgrpo.rho", "[0, 1]"),
-        (["exgrpo.rhoo=0.5"], "exgrpo.rhoo", "known keys"),
+        (["exgrpo.rhoo=0.5"], "exgrpo.rhoo", "did you mean rho?"),
         (["exgrpo.mask.band=harder"], "exgrpo.mask.band", "easy"),
         (["data.train_batch_size=10"], "data.train_batch_size", "multiple"),
         (
@@ -286,7 +286,7 @@ def test_columns_that_verl_cannot_read_are_errors(tiny, tmp_path, split, column,
 def test_a_row_is_found_behind_the_first_batch(tmp_path):
     """pyarrow reads 65,536 rows at a time."""
     path = write(tmp_path / "x.parquet", [row(i) for i in range(70_000)] + [row(70_000, prompt=[])])
-    assert only(list(missing_values(path, graded=True))).startswith("row 70000 has no prompt;")
+    assert list(missing_values(path)) == ["row 70000 has no prompt"]
 
 
 def test_a_file_without_rows_is_an_error(tiny, tmp_path):
@@ -553,7 +553,7 @@ def test_fused_kernels_save_the_logits_and_checkpoints_the_layers(seven):
 def test_the_buffer_of_the_published_run_is_the_published_size(seven):
     assert buffer_bytes(seven()) == pytest.approx(1.77e9)
     assert buffer_bytes(seven("exgrpo.buffer.max_bytes=1000000")) == 1_000_000
-    assert buffer_bytes(seven("exgrpo.enable=false")) == 0
+    assert buffer_bytes(seven("exgrpo.policy=on_policy")) == 0
 
 
 def test_what_cannot_fit_is_impossible_and_what_may_not_is_a_warning(seven):
@@ -614,7 +614,7 @@ def test_checkpoints_that_will_lie_side_by_side(seven, tmp_path):
 
 
 def test_disk_for_one_checkpoint_is_needed_and_for_all_is_advised(seven, tmp_path):
-    config = seven(f"trainer.default_local_dir={tmp_path}/run", "exgrpo.enable=false")
+    config = seven(f"trainer.default_local_dir={tmp_path}/run", "exgrpo.policy=on_policy")
     one = 12 * 7_615_616_512
     severities = {free: [f.severity for f in disk_findings(config, free)] for free in (one - 1, one, 14 * one)}
     assert severities == {one - 1: [ERROR], one: [WARNING], 14 * one: [NOTE]}
@@ -686,21 +686,21 @@ def test_the_command_refuses_a_script_that_is_no_experiment(capsys):
     """scripts/setup_cpu.sh --dry-run would install."""
     assert main(["check", "--no-verl", "scripts/setup_cpu.sh"]) == 2
     assert "scripts/setup_cpu.sh is not an experiment script" in capsys.readouterr().out
-    assert main(["check", "--no-verl", "rho_25.sh"]) == 2
-    assert "did you mean scripts/ablations/rho_25.sh" in capsys.readouterr().out
+    assert main(["check", "--no-verl", "rho_0.25.sh"]) == 2
+    assert "did you mean scripts/ablations/rho_0.25.sh" in capsys.readouterr().out
 
 
 def test_a_script_is_checked_as_it_would_run_from_any_folder(capsys, monkeypatch, tmp_path):
     """The launcher goes to the root of the repository: the tiny model's path is relative to that."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("TINY", "1")
-    main(["check", "--no-verl", str(ROOT / "scripts" / "ablations" / "rho_25.sh")])
+    main(["check", "--no-verl", str(ROOT / "scripts" / "ablations" / "rho_0.25.sh")])
     assert "data/toy/model does not exist" not in capsys.readouterr().out
 
 
 def test_the_command_takes_a_script_and_its_switches(good, capsys, monkeypatch):
     monkeypatch.setenv("TINY", "1")
-    code = main(["check", "--no-verl", "scripts/ablations/rho_25.sh", *good[1:]])
+    code = main(["check", "--no-verl", "scripts/ablations/rho_0.25.sh", *good[1:]])
     assert (code, "nothing speaks against" in capsys.readouterr().out) == (0, True)
 
 

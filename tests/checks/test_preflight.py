@@ -58,7 +58,7 @@ def test_the_shipped_configuration_passes(compose, files, hardware):
 @pytest.mark.parametrize(
     "overrides",
     [
-        ["exgrpo.enable=false"],
+        ["exgrpo.policy=on_policy"],
         ["actor_rollout_ref.rollout.n=2", "data.train_batch_size=8", "actor_rollout_ref.actor.ppo_mini_batch_size=4"],
         ["data.max_response_length=64"],  # the loss scale follows
         ["actor_rollout_ref.actor.loss_agg_mode=token-mean", "actor_rollout_ref.actor.loss_scale_factor=null"],

@@ -20,7 +20,7 @@ def config(tmp_path):
     return compose_run(
         [
             "hardware=tiny",
-            "ablation=rho_25",
+            "ablation=rho_0.25",
             f"data.train_files={tmp_path}/train.parquet",
             f"data.val_files=[{tmp_path}/val.parquet]",
             f"trainer.default_local_dir={tmp_path}/run",
@@ -35,7 +35,7 @@ def test_the_record_says_what_the_run_was(config):
     assert saved.exgrpo.rho == 0.25
     assert saved.actor_rollout_ref.actor.loss_scale_factor == 64, "resolved"
     record = json.loads((folder / "run.json").read_text())
-    assert record["preset"]["ablation"] == "rho_25"
+    assert record["preset"]["ablation"] == "rho_0.25"
     assert record["versions"]["verl"] == "0.9.1"
     assert record["seeds"] == {
         "exgrpo.seed": 11,

@@ -9,9 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.parquet as pq
-
+from verl_ext.dataset import question_id, read_rows
 from verl_ext.evaluation import EvaluationError
 
 MIX = "validation.parquet"  # what prepare_eval.py writes for validation during training; not a benchmark
@@ -107,21 +105,9 @@ def share(chunks: Sequence[range], shards: int) -> list[list[range]]:
 
 def _read(file: Path) -> list[dict]:
     try:
-        rows = pq.read_table(file).to_pylist()
-    except (OSError, pa.ArrowException) as error:
-        reason = (str(error).splitlines() or ["unreadable"])[0]
-        raise EvaluationError(f"{file}: cannot be read as parquet ({reason})") from None
-    for row in rows:
-        if not _in_schema(row):
-            raise EvaluationError(f"{file}: not in verl's schema (data_source, prompt, reward_model, extra_info)")
-    return rows
-
-
-def _in_schema(row: dict) -> bool:
-    if not {"data_source", "prompt", "reward_model"} <= row.keys():
-        return False
-    reward = row["reward_model"]
-    return isinstance(row["prompt"], list) and isinstance(reward, dict) and reward.get("ground_truth") is not None
+        return read_rows(file)
+    except ValueError as problem:
+        raise EvaluationError(str(problem)) from None
 
 
 def _benchmark(name: str, rows: list[dict], samples: int | None, limit: int | None, seed: int) -> Benchmark:
@@ -134,7 +120,7 @@ def _benchmark(name: str, rows: list[dict], samples: int | None, limit: int | No
     seen: Counter[str] = Counter()
     questions = []
     for position, (row, info) in enumerate(zip(rows, infos, strict=True)):
-        key = str(info.get("question_id") or info.get("index", position))
+        key = question_id(info, default=position)
         seen[key] += 1
         key = key if seen[key] == 1 else f"{key}#{seen[key]}"
         questions.append(Question(key, tuple(row["prompt"]), str(row["reward_model"]["ground_truth"]), info))

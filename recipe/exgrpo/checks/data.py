@@ -1,6 +1,5 @@
 """Checks of the parquet files: schema, question ids, agent names, prompt template."""
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -8,21 +7,22 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from omegaconf import DictConfig
 
-from recipe.exgrpo.checks.findings import Finding, PreflightError, error, warning
-from recipe.exgrpo.checks.schema import missing_values, schema_problems
-from verl_ext.dataset import index_questions
+from recipe.exgrpo.checks.findings import Finding, error, warning
+from verl_ext.dataset import (
+    SPLITS,
+    fields_of,
+    index_questions,
+    manifest_of,
+    missing_values,
+    paths_of,
+    read_schema,
+    schema_problems,
+)
 
-SPLITS = {"train_files": "TRAIN", "val_files": "VAL"}  # and the launcher's switch for each
+SWITCHES = {"train_files": "TRAIN", "val_files": "VAL"}  # the launcher's
 RULES = "pkg://verl_ext.rewards"
+MEDIA_KEYS = ("image_key", "video_key", "audio_key")
 SINGLE_TURN_AGENTS = ("single_turn_agent", "exgrpo_seeded_single_turn")
-
-
-def paths_of(config: DictConfig, split: str) -> list[str]:
-    """Parquet files of `data.train_files` or `data.val_files`; raises PreflightError if there is none."""
-    files = config.data[split]
-    if not files:
-        raise PreflightError(f"data.{split} is not set; name at least one parquet file.")
-    return [files] if isinstance(files, str) else list(files)
 
 
 def data_findings(config: DictConfig) -> Iterator[Finding]:
@@ -31,7 +31,7 @@ def data_findings(config: DictConfig) -> Iterator[Finding]:
     for split in SPLITS:
         try:
             paths = paths_of(config, split)
-        except PreflightError as problem:
+        except ValueError as problem:
             readable = False
             yield error(str(problem))
             continue
@@ -43,15 +43,6 @@ def data_findings(config: DictConfig) -> Iterator[Finding]:
         yield from _question_findings(config)
 
 
-def manifest_of(path: str) -> dict | None:
-    """The manifest that data/prepare_*.py writes beside a parquet file; None if there is none that can be read."""
-    try:
-        found = json.loads(Path(path).with_suffix(".manifest.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
-    return found if isinstance(found, dict) else None
-
-
 def column(path: str, name: str) -> Iterator:
     """Values of one column, read in batches."""
     for batch in pq.ParquetFile(path).iter_batches(columns=[name]):
@@ -61,22 +52,39 @@ def column(path: str, name: str) -> Iterator:
 def _file_findings(config: DictConfig, split: str, path: str) -> Iterator[Finding]:
     key = f"data.{split}"
     if not Path(path).is_file():
-        yield error(f"{key}: there is no file {path}; set {SPLITS[split]} or {key} to one{_how_to_make(config)}.")
+        yield error(f"{key}: there is no file {path}; set {SWITCHES[split]} or {key} to one{_how_to_make(config)}.")
         return
     try:
-        schema = pq.read_schema(path)
-    except (OSError, pa.ArrowInvalid) as problem:
-        yield error(f"{key}: {path} cannot be read as parquet: {problem}")
+        schema = read_schema(path)
+    except ValueError as problem:
+        yield error(f"{key}: {problem}.")
         return
-    media = [config.data.get(name) for name in ("image_key", "video_key", "audio_key")]
-    problems = list(schema_problems(schema, filter(None, media)))
+    problems = list(_schema_problems(config, schema))
     if not problems:
-        rules = config.reward.custom_reward_function.path == RULES
-        problems = list(missing_values(path, graded=rules))
+        problems = list(_row_problems(path, graded=config.reward.custom_reward_function.path == RULES))
     yield from (error(f"{key}: {path}: {text}") for text in problems)
     if "agent_name" in schema.names:
         yield from _agent_findings(key, path)
     yield from _template_findings(config, key, path)
+
+
+def _schema_problems(config: DictConfig, schema: pa.Schema) -> Iterator[str]:
+    """One sentence for each column that is missing, of another type, or not supported."""
+    wrong = list(schema_problems(schema))
+    yield from (f"{text}." for text in wrong)
+    for name in filter(None, (config.data.get(key) for key in MEDIA_KEYS)):
+        if name in schema.names:
+            yield f"column {name!r} holds multimodal data; ExGRPO replays single-turn text only."
+    if not wrong and "tools_kwargs" in fields_of(schema.field("extra_info").type):
+        yield "extra_info.tools_kwargs asks for tools; ExGRPO replays single-turn text only."
+
+
+def _row_problems(path: str, graded: bool) -> Iterator[str]:
+    """One sentence for the first row without each value that is needed, or when there are no rows."""
+    for text in missing_values(path, graded):
+        yield f"{text}; remove it or make the file again (data/prepare_train.py)."
+    if not pq.ParquetFile(path).metadata.num_rows:
+        yield "there are no rows; make the file again (data/prepare_train.py)."
 
 
 def _how_to_make(config: DictConfig) -> str:

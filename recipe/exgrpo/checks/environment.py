@@ -1,12 +1,12 @@
 """Checks of what is installed: ExGRPO overrides methods of one verl release, and another release may call them otherwise."""
 
 from collections.abc import Callable, Iterator
-from importlib import metadata
 from importlib.resources import files
 
 from omegaconf import DictConfig
 
 from recipe.exgrpo.checks.findings import Finding, error, warning
+from verl_ext.packages import installed
 
 TRANSFER_QUEUE = "0.1.11"
 # trainer.logger of verl (utils/tracking.py): those that are a package of their name, and the others.
@@ -18,14 +18,6 @@ def required_verl() -> str:
     """The verl release this recipe is written for (recipe/exgrpo/REQUIRED_VERL.txt)."""
     lines = (files("recipe.exgrpo") / "REQUIRED_VERL.txt").read_text(encoding="utf-8").splitlines()
     return next(line.removeprefix("VERSION=") for line in lines if line.startswith("VERSION="))
-
-
-def installed(package: str) -> str | None:
-    """A package's version, None if it is not installed."""
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return None
 
 
 def environment_findings(config: DictConfig, version: Callable[[str], str | None] = installed) -> Iterator[Finding]:

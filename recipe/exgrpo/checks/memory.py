@@ -16,10 +16,12 @@ import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from recipe.exgrpo.checks.findings import Finding, impossible, note, warning
 from recipe.exgrpo.checks.model import ModelShape, longest_sequence, model_shape
+from recipe.exgrpo.core.config import ExGRPOConfig
+from recipe.exgrpo.core.policies import policy_class
 
 GIB = 2**30
 OVERHEAD = 2 * GIB
@@ -81,13 +83,15 @@ def estimate_gpu(config: DictConfig, shape: ModelShape, card: float) -> GpuEstim
 
 
 def buffer_bytes(config: DictConfig) -> float:
-    """Host bytes of the experience buffer at the end of the run, at the published rate of storing; 0 without replay."""
-    exgrpo, data = config.exgrpo, config.data
-    if not exgrpo.enable or exgrpo.mode == "masked":
-        return 0
-    rollouts = (config.trainer.total_training_steps or 0) * data.train_batch_size * config.actor_rollout_ref.rollout.n
-    grown = rollouts * STORED_SHARE * STORED_BYTES * min(1, data.max_response_length / 8192)
-    return min(grown, exgrpo.buffer.max_bytes) if exgrpo.buffer.max_bytes else grown
+    """Host bytes of the policy's store at the end of the run, at the published rate of storing; 0 without one."""
+    settings, data = ExGRPOConfig.from_mapping(OmegaConf.to_container(config.exgrpo, resolve=True)), config.data
+    rollouts, steps = (
+        data.train_batch_size * config.actor_rollout_ref.rollout.n,
+        config.trainer.total_training_steps or 0,
+    )
+    stored = policy_class(settings.policy).stored_rollouts(settings, rollouts, steps) * STORED_SHARE
+    grown = stored * STORED_BYTES * min(1, data.max_response_length / 8192)
+    return min(grown, settings.buffer.max_bytes) if settings.buffer.max_bytes else grown
 
 
 def host_bytes(config: DictConfig, shape: ModelShape) -> float:

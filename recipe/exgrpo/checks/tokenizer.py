@@ -8,9 +8,10 @@ from typing import Any
 from jinja2 import TemplateError
 from omegaconf import DictConfig
 
-from recipe.exgrpo.checks.data import column, paths_of
+from recipe.exgrpo.checks.data import column
 from recipe.exgrpo.checks.findings import Finding, error, warning
 from recipe.exgrpo.checks.model import is_missing, local_folder, model_shape
+from verl_ext.dataset import paths_of
 
 SAMPLE = 200  # prompts looked at; all of them would take a minute
 TEMPLATES = Path(__file__).resolve().parents[3] / "data" / "templates"

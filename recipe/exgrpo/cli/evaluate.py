@@ -23,7 +23,6 @@ from rich.console import Console
 from rich.logging import RichHandler
 from rich.text import Text
 
-from recipe.exgrpo.checks.environment import installed
 from recipe.exgrpo.presets.paper_results import guess_backbone, paper_results
 from verl_ext.evaluation import EvaluationError, journal, report, shards
 from verl_ext.evaluation.cost import estimate
@@ -33,6 +32,7 @@ from verl_ext.evaluation.plan import Options, Plan, make_plan
 from verl_ext.evaluation.questions import share
 from verl_ext.evaluation.tables import for_terminal, result_tables
 from verl_ext.files import write_atomically
+from verl_ext.packages import installed
 from verl_ext.rewards import Grader
 from verl_ext.text import one_line
 

@@ -14,9 +14,9 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from recipe.exgrpo.checks.data import SPLITS, manifest_of, paths_of
-from recipe.exgrpo.checks.environment import installed
+from verl_ext.dataset import SPLITS, manifest_of, paths_of
 from verl_ext.files import new_folder, sha256_of
+from verl_ext.packages import installed
 
 ROOT = Path(__file__).resolve().parents[3]
 PACKAGES = (
