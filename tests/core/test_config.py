@@ -6,17 +6,20 @@ from pathlib import Path
 import pytest
 from omegaconf import OmegaConf
 
-from recipe.exgrpo.core.config import BookkeepingConfig, ExGRPOConfig, LossConfig, QuestionConfig, TrajectoryConfig
+from recipe.exgrpo.core.config import BookkeepingConfig, ExGRPOConfig, LossConfig, QuestionConfig
 
 # arXiv 2510.02245, sections 4 and 5 and appendix; sigma in counts as in the code that produced the published numbers.
 PAPER = {
-    "enable": True,
-    "mode": "replay",
+    "policy": "exgrpo",
     "inject": True,
     "rho": 0.5,
     "start_threshold": 0.35,
     "question": {"weighting": "gaussian", "mu": 0.5, "sigma": 1.0, "sigma_unit": "count"},
-    "trajectory": {"select": "lowest_entropy"},
+    # The policy's own rules: successes of partly solved groups, lowest entropy, all of them, planned places.
+    "admit": None,
+    "rank": None,
+    "gate": None,
+    "place": None,
     "bookkeeping": {
         "outcome": "success_count",
         "lower": 0,
@@ -42,7 +45,8 @@ PAPER = {
 # Not in the paper: our own guards and plumbing.
 OURS = {
     "mask": {"band": "medium"},
-    "fill": {"reps": 3, "max_age_steps": 20, "power": 4.0, "source": "past"},
+    "refill": {"reps": 3, "max_age_steps": 20, "power": 4.0, "source": "past"},
+    "options": {},
     "seed": 0,
     "resume_without_experience": False,
     "resume_fall_back": False,
@@ -105,6 +109,7 @@ def nested(path, value):
 LEAVES = dict(leaves(PAPER | OURS))
 NULLABLE = {
     "exgrpo.start_threshold",
+    *(f"exgrpo.{rule}" for rule in ("admit", "rank", "gate", "place")),
     "exgrpo.bookkeeping.upper",
     *(f"exgrpo.buffer.{name}" for name in ("max_bytes", "max_per_question", "max_age_steps", "max_reuse")),
     *(f"exgrpo.runtime.{name}" for name in ("max_grad_norm", "stall_timeout_s", "score_max_tokens")),
@@ -118,6 +123,7 @@ def test_defaults_are_the_papers():
 def test_yaml_states_the_same_defaults_key_by_key():
     yaml = OmegaConf.to_container(OmegaConf.load(YAML).exgrpo, resolve=True)
     assert dict(leaves(yaml)) == LEAVES
+    assert yaml["options"] == ExGRPOConfig().options == {}  # no leaf
     assert ExGRPOConfig.from_mapping(yaml) == ExGRPOConfig()
 
 
@@ -135,9 +141,9 @@ def test_an_empty_mapping_gives_the_defaults():
     [
         # Table 3: what is selected
         {"question": {"weighting": "uniform"}},
-        {"trajectory": {"select": "random"}},
-        {"question": {"weighting": "uniform"}, "trajectory": {"select": "random"}},
-        {"trajectory": {"select": "highest_entropy"}},
+        {"rank": "random"},
+        {"question": {"weighting": "uniform"}, "rank": "random"},
+        {"rank": "highest_entropy"},
         # Table 6: how it is learnt from, how much of it, and which questions
         {"loss": {"shaping": "none"}},
         {"loss": {"shaping": "clip"}},
@@ -149,16 +155,16 @@ def test_an_empty_mapping_gives_the_defaults():
         {"question": {"sigma": 0.5}},
         {"question": {"mu": 0.25}},
         {"question": {"sigma_unit": "accuracy"}},
-        # Table 7, the released code, and the on-policy twin
+        # Table 7, the released code, and the matched on-policy baseline
         {"bookkeeping": {"review_interval": 25, "review_share": 0.1}},
         {"bookkeeping": {"keep_unsolved": True}, "loss": {"fresh_clip": "before_replay"}},
         {"start_threshold": None},
-        {"enable": False},
+        {"policy": "on_policy"},
         # Section 5.3, App. F.1, and what nobody published
         {"bookkeeping": {"outcome": "reward_spread"}, "start_threshold": None},
-        {"mode": "masked", "mask": {"band": "hard"}},
-        {"mode": "fill", "fill": {"reps": 2}},
-        {"mode": "fill", "fill": {"source": "current"}},
+        {"policy": "masked", "mask": {"band": "hard"}},
+        {"policy": "refill", "refill": {"reps": 2}},
+        {"policy": "refill", "refill": {"source": "current"}},
         {"inject": False},
         {"rho": 0.0},
     ],
@@ -184,7 +190,6 @@ def test_every_ablation_is_a_value(values):
         ("exgrpo.question.mu", 1.0),
         ("exgrpo.question.sigma", 0.0),
         ("exgrpo.question.sigma_unit", "percent"),
-        ("exgrpo.trajectory.select", "lowest"),
         ("exgrpo.bookkeeping.lower", -1),
         ("exgrpo.bookkeeping.upper", 0),
         ("exgrpo.bookkeeping.review_interval", -1),
@@ -197,13 +202,12 @@ def test_every_ablation_is_a_value(values):
         ("exgrpo.buffer.cooldown_steps", -1),
         ("exgrpo.buffer.eviction", "newest"),
         ("exgrpo.buffer.log_prob_dtype", "bfloat16"),
-        ("exgrpo.mode", "off"),
         ("exgrpo.bookkeeping.outcome", "std"),
         ("exgrpo.mask.band", "all"),
-        ("exgrpo.fill.reps", 0),
-        ("exgrpo.fill.max_age_steps", 0),
-        ("exgrpo.fill.power", -1.0),
-        ("exgrpo.fill.source", "future"),
+        ("exgrpo.refill.reps", 0),
+        ("exgrpo.refill.max_age_steps", 0),
+        ("exgrpo.refill.power", -1.0),
+        ("exgrpo.refill.source", "future"),
         ("exgrpo.loss.shaping", "sigmoid"),
         ("exgrpo.loss.beta", 0.0),
         ("exgrpo.loss.importance", "none"),
@@ -225,10 +229,8 @@ def test_nonsense_is_refused_in_a_sentence_naming_the_key(path, value):
     "make",
     [
         lambda: ExGRPOConfig(rho=float("nan")),
-        lambda: ExGRPOConfig(mode="fill", inject=False),
         lambda: QuestionConfig(mu=float("nan")),
         lambda: QuestionConfig(sigma=float("nan")),
-        lambda: TrajectoryConfig("none"),
         lambda: BookkeepingConfig(lower=3, upper=3),
         lambda: LossConfig(beta=-1.0),
     ],
@@ -281,6 +283,27 @@ def test_an_integer_is_taken_for_a_float_but_a_fraction_not_for_an_integer():
 def test_unknown_keys_and_missing_nodes_are_named(values, named):
     with pytest.raises(ValueError, match=named):
         ExGRPOConfig.from_mapping(values)
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        ({"rhoo": 0.5}, r"exgrpo\.rhoo is not a key; did you mean rho\?"),
+        ({"question": {"sigm": 1}}, r"exgrpo\.question\.sigm is not a key; did you mean sigma\?"),
+        ({"refil": {}}, r"exgrpo\.refil is not a key; did you mean refill\?"),
+        ({"mask": {"xx": 1}}, r"exgrpo\.mask\.xx is not a key; known: band"),
+    ],
+)
+def test_an_unknown_key_is_answered_with_the_nearest(values, words):
+    with pytest.raises(ValueError, match=words):
+        ExGRPOConfig.from_mapping(values)
+
+
+def test_options_are_left_to_the_policy():
+    assert ExGRPOConfig.from_mapping({"options": {"depth": {"of": [1]}}}).options == {"depth": {"of": [1]}}
+    for value in (None, 3, "depth", [1]):
+        with pytest.raises(ValueError, match=r"exgrpo\.options must be a mapping"):
+            ExGRPOConfig.from_mapping({"options": value})
 
 
 def test_settings_cannot_be_changed_behind_the_validation():

@@ -1,4 +1,4 @@
-"""Trajectory selection against an oracle that sees one unpadded trajectory at a time, in float64."""
+"""Scores of stored trajectories, and who is taken by them, against an oracle that sees one unpadded trajectory at a time."""
 
 import math
 
@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from recipe.exgrpo.core.config import SELECTIONS
-from recipe.exgrpo.core.selection import Scores, choose, masked_mean, needs_scores
+from recipe.exgrpo.core.policies.rank import RANK
+from recipe.exgrpo.core.selection import Scores, masked_mean
 
 VOCABULARY = 11
 GARBAGE = {"zero": 0.0, "nan": math.nan, "huge": 1e30, "-inf": -math.inf}
@@ -68,17 +68,16 @@ def test_scores_and_choices_equal_the_unpadded_oracle(sizes, garbage, left):
     np.testing.assert_allclose(scores.entropy, expected[:, 0], rtol=1e-5)
     np.testing.assert_allclose(scores.nll, expected[:, 1], rtol=1e-5)
     assert scores.entropy.dtype == np.float64
-    rng = np.random.default_rng(0)
     owners = np.arange(24) % 5  # candidates of five questions, as they lie in the batch
     for question in range(5):
         mine = owners == question
         own = expected[mine]
-        for select, best in {
+        for rank, best in {
             "lowest_entropy": own[:, 0].argmin(),
             "highest_entropy": own[:, 0].argmax(),
             "lowest_perplexity": np.exp(own[:, 1]).argmin(),
         }.items():
-            assert choose(select, len(own), scores[mine], rng) == best
+            assert RANK[rank](None, scores[mine], None)[0] == best
 
 
 def test_the_oracle_rules_disagree_so_that_choosing_by_another_one_shows():
@@ -100,65 +99,3 @@ def test_masked_mean_adds_up_in_float64():
 def test_a_candidate_without_response_is_an_error():
     with pytest.raises(ValueError, match="no response token"):
         masked_mean(torch.ones(2, 3), torch.tensor([[1, 0, 0], [0, 0, 0]]))
-
-
-def scores_of(values) -> Scores:
-    """Candidates whose entropies are `values` and whose likelihoods order them the other way round."""
-    values = np.asarray(values, np.float64)
-    return Scores(entropy=values, nll=-values)
-
-
-@pytest.mark.parametrize(
-    ("select", "values", "chosen"),
-    [
-        ("lowest_entropy", [0.5, 0.2, 0.9], 1),
-        ("highest_entropy", [0.5, 0.2, 0.9], 2),
-        ("lowest_perplexity", [0.5, 0.2, 0.9], 2),
-        ("newest", [0.5, 0.2, 0.9], 2),
-        ("oldest", [0.5, 0.2, 0.9], 0),
-        # ties go to the earliest
-        ("lowest_entropy", [0.5, 0.2, 0.2], 1),
-        ("highest_entropy", [0.2, 0.5, 0.5], 1),
-        ("lowest_perplexity", [0.2, 0.5, 0.5], 1),
-        ("lowest_entropy", [0.0, 0.0, 0.0], 0),
-        # what is not finite is the last resort, in either direction
-        ("lowest_entropy", [math.nan, 3.0, 2.0], 2),
-        ("lowest_entropy", [-math.inf, 3.0, 2.0], 2),
-        ("highest_entropy", [math.inf, 3.0, 2.0], 1),
-        ("highest_entropy", [math.nan, 2.0, 3.0], 2),
-        ("lowest_perplexity", [math.inf, 3.0, 2.0], 1),
-        ("lowest_entropy", [math.nan, math.inf], 0),
-        ("highest_entropy", [math.nan, math.nan], 0),
-        ("lowest_entropy", [math.nan], 0),
-    ],
-)
-def test_rules(select, values, chosen):
-    assert choose(select, len(values), scores_of(values), np.random.default_rng(0)) == chosen
-
-
-def test_random_is_uniform_and_drawn_from_the_generator_given():
-    rng = np.random.default_rng(0)
-    drawn = np.bincount([choose("random", 4, None, rng) for _ in range(4000)], minlength=4)
-    assert drawn.sum() == 4000
-    np.testing.assert_allclose(drawn, 1000, atol=100)  # 3.6 standard deviations
-
-
-@pytest.mark.parametrize("select", [select for select in SELECTIONS if select != "random"])
-def test_only_random_consumes_the_generator(select):
-    rng = np.random.default_rng(0)
-    choose(select, 2, scores_of([1.0, 2.0]), rng)
-    assert rng.bit_generator.state == np.random.default_rng(0).bit_generator.state
-
-
-@pytest.mark.parametrize("select", SELECTIONS)
-def test_which_rules_need_a_forward_pass(select):
-    needs = select in ("lowest_entropy", "highest_entropy", "lowest_perplexity")
-    assert needs_scores(select) == needs
-    rng = np.random.default_rng(0)
-    if needs:
-        with pytest.raises(ValueError, match=select):
-            choose(select, 2, None, rng)
-    else:
-        assert choose(select, 2, None, rng) in (0, 1)
-    with pytest.raises(ValueError, match="without stored trajectories"):
-        choose(select, 0, scores_of([]), rng)
