@@ -28,9 +28,9 @@ TINY = {
     "heldout_questions": 2,
 }
 RECIPE = {"clean_steps": 2, "faulty_steps": 1, "batch_size": 2}
-STAGE = {"suite": "on_policy,fill", "families": ["addition"], "bases": ["mid"], "base_seeds": [0], "seeds": [0, 1, 2]}
-CLAIM = {"id": "H1", "claim": "fill | ends above", "stage": "main", "variant": "fill", "expect": "above"}
-FINALS = {"on_policy": [0.50, 0.55, 0.45], "fill": [0.60, 0.67, 0.54]}
+STAGE = {"suite": "on_policy,refill", "families": ["addition"], "bases": ["mid"], "base_seeds": [0], "seeds": [0, 1, 2]}
+CLAIM = {"id": "H1", "claim": "refill | ends above", "stage": "main", "variant": "refill", "expect": "above"}
+FINALS = {"on_policy": [0.50, 0.55, 0.45], "refill": [0.60, 0.67, 0.54]}
 
 
 def write_study(folder: Path, grid=STAGE, **claim) -> Path:
@@ -88,7 +88,7 @@ def test_differences_are_paired_and_judged(tmp_path):
 
 def test_a_missing_run_is_not_tested_and_shown_as_such(tmp_path):
     path = write_study(tmp_path)
-    publish(tmp_path, {"on_policy": [0.5, 0.5, 0.5], "fill": [0.9, 0.9]})
+    publish(tmp_path, {"on_policy": [0.5, 0.5, 0.5], "refill": [0.9, 0.9]})
     (row,) = write_document(path, tmp_path / "evidence.md")
     assert row["verdict"] == "not tested"
     assert "2 of 3" in (tmp_path / "evidence.md").read_text()
@@ -102,7 +102,7 @@ def test_only_the_marked_part_of_the_document_changes_and_it_repeats(tmp_path):
     assert text.startswith(f"# Before\n\n{BEGIN}\n")
     assert text.endswith(f"\n{END}\n\nafter\n")
     assert "old" not in text
-    assert "| H1 | fill \\| ends above | addition, mid | 3 of 3 | **+0.103" in text
+    assert "| H1 | refill \\| ends above | addition, mid | 3 of 3 | **+0.103" in text
     assert "### addition, mid base" in text
     assert "(evidence/main/curves.png)" in text
     assert (tmp_path / "evidence" / "main" / "curves.png").read_bytes().startswith(b"\x89PNG")
@@ -146,7 +146,7 @@ def test_the_command_runs_what_is_missing_and_judges(tmp_path, capsys):
     assert row["runs"] == 2
     assert row["verdict"] in ("supported", "contradicted", "undecided")
     published = read_results(path.parent / "main")
-    assert published.costs["variant"].value_counts().to_dict() == {"on_policy": 2, "fill": 2}
+    assert published.costs["variant"].value_counts().to_dict() == {"on_policy": 2, "refill": 2}
 
 
 def missing_runs(path: Path, folder: Path, *names: str, interrupt: bool = False) -> list[tuple[str, int]]:
@@ -175,7 +175,7 @@ def test_a_stage_with_complete_tables_is_not_run_again_without_its_cells(tmp_pat
 def test_an_interruption_publishes_what_is_finished_unless_more_was_there(tmp_path, published, left):
     path = write_study(tmp_path, STAGE | {"settings": TINY, "recipe": RECIPE})
     if published:
-        publish(tmp_path, {"on_policy": [0.5, 0.5, 0.5], "fill": [0.9, 0.9]})
+        publish(tmp_path, {"on_policy": [0.5, 0.5, 0.5], "refill": [0.9, 0.9]})
     with pytest.raises(KeyboardInterrupt):
         missing_runs(path, tmp_path, interrupt=True)
     assert len(read_results(path.parent / "main").costs) == left
@@ -198,13 +198,12 @@ def published(where: str) -> list[str]:
     """Runs and final differences to on-policy of ExGRPO and the preset, from the tables behind a row of the README."""
     if not where.startswith("laboratory: "):
         rows = {row["variant"]: row for row in json.loads((EVIDENCE / "stack/report.json").read_text())["rows"]}
-        found = [rows[name] for name in ("exgrpo", "robust")]
     else:
         family, base = where.removeprefix("laboratory: ").removesuffix(" base").split(", ")
         stage = {"chain": "main", "addition": "second_family", "ways": "several_solutions"}[family]
         summary = read_results(EVIDENCE / stage).summary("on_policy")
         rows = {row["variant"]: row for row in summary if (row["family"], row["base"]) == (family, base)}
-        found = [rows[name] for name in ("exgrpo", "fill")]
+    found = [rows[name] for name in ("exgrpo", "refill")]
     return [str(found[1]["pairs"]), *map(difference("final_difference"), found)]
 
 

@@ -7,11 +7,9 @@ import signal
 import subprocess
 import sys
 import time
-import warnings
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 import psutil
 import pytest
 import torch
@@ -21,10 +19,9 @@ from recipe.exgrpo.cli.lab import numbers
 from recipe.exgrpo.lab import grid
 from recipe.exgrpo.lab.bases import BaseRecipe
 from recipe.exgrpo.lab.grid import Axes, Cell, Study, read_all, read_cell, run_grid
-from recipe.exgrpo.lab.report import SEEDS, SETTING, figure, markdown, read_results, write_report
+from recipe.exgrpo.lab.report import figure, markdown, read_results, write_report
 from recipe.exgrpo.lab.tables import RESULTS, TIMINGS, TRAINING, read_table, write_tables
 from recipe.exgrpo.lab.trainer import LabSettings
-from recipe.exgrpo.report.comparison import Comparison
 
 torch.set_num_threads(1)
 RECIPE = BaseRecipe(clean_steps=2, faulty_steps=1, batch_size=2)
@@ -38,7 +35,7 @@ def study(folder: Path, settings=SETTINGS) -> Study:
     return Study(settings, RECIPE, folder / "bases", folder / "out")
 
 
-def axes(variants=("on_policy", "fill"), bases=("mid",), seeds=(0, 1)) -> list[Cell]:
+def axes(variants=("on_policy", "refill"), bases=("mid",), seeds=(0, 1)) -> list[Cell]:
     return Axes(variants, ["addition"], bases, [0], seeds).cells()
 
 
@@ -69,7 +66,7 @@ def test_cells_are_all_combinations_and_those_of_a_seed_come_together():
     ({"variants": ["none"]}, "none"), ({"families": ["chess"]}, "chess"), ({"bases": ["strong"]}, "strong"),
 ])  # fmt: skip
 def test_names_on_the_axes_are_checked_before_anything_runs(wrong, sentence):
-    right = {"variants": ["fill"], "families": ["chain"], "bases": ["mid"], "base_seeds": [0], "seeds": [0]}
+    right = {"variants": ["refill"], "families": ["chain"], "bases": ["mid"], "base_seeds": [0], "seeds": [0]}
     with pytest.raises(ValueError, match=sentence):
         Axes(**(right | wrong)).cells()
 
@@ -153,7 +150,7 @@ def wait_for(condition, seconds: float = 180) -> bool:
 def test_a_killed_run_leaves_no_process_and_is_taken_up_by_two_workers(tmp_path):
     out = tmp_path / "out"
     command = [
-        sys.executable, "-m", "recipe.exgrpo.cli.main", "lab", "run", "--suite", "on_policy,fill", "--families", "addition",
+        sys.executable, "-m", "recipe.exgrpo.cli.main", "lab", "run", "--suite", "on_policy,refill", "--families", "addition",
         "--seeds", "0-3", "--jobs", "2", "--steps", "4", "--eval-every", "4", "--heldout-questions", "4",
         "--clean-steps", "1", "--faulty-steps", "1", "--out", str(out), "--cache", str(tmp_path / "bases"), "--json",
     ]  # fmt: skip
@@ -180,7 +177,7 @@ def test_a_killed_run_leaves_no_process_and_is_taken_up_by_two_workers(tmp_path)
 
 FIXED = {
     "on_policy": [[0.1, 0.2, 0.30], [0.1, 0.3, 0.40], [0.1, 0.2, 0.36]],
-    "fill": [[0.1, 0.4, 0.51], [0.1, 0.5, 0.62], [0.1, 0.4, 0.56]],
+    "refill": [[0.1, 0.4, 0.51], [0.1, 0.5, 0.62], [0.1, 0.4, 0.56]],
     "exgrpo": [[0.1, 0.2, 0.33], [0.1, 0.3, 0.35]],  # one run is not there yet
 }
 
@@ -220,15 +217,15 @@ def test_a_report_is_the_same_bytes_from_the_same_results(tmp_path):
 def test_a_report_pairs_runs_by_seed_and_marks_what_excludes_zero(tmp_path):
     rows = read_results(fixed_results(tmp_path)).summary("on_policy")
     by = {row["variant"]: row for row in rows}
-    assert list(by) == ["on_policy", "exgrpo", "fill"]
+    assert list(by) == ["on_policy", "exgrpo", "refill"]
     assert by["on_policy"]["final_difference"] is None
-    assert by["fill"]["final_difference"] == pytest.approx((0.21 + 0.22 + 0.20) / 3)
-    assert by["fill"]["final_difference_half"] == pytest.approx(4.3027 * 0.01 / math.sqrt(3), rel=1e-4)
+    assert by["refill"]["final_difference"] == pytest.approx((0.21 + 0.22 + 0.20) / 3)
+    assert by["refill"]["final_difference_half"] == pytest.approx(4.3027 * 0.01 / math.sqrt(3), rel=1e-4)
     assert by["exgrpo"]["final_difference"] == pytest.approx((0.03 - 0.05) / 2)
-    assert by["fill"]["area_difference"] == pytest.approx(np.mean([0.1525, 0.155, 0.15]), abs=1e-9)
-    assert (by["exgrpo"]["runs"], by["fill"]["fresh_rollouts"], by["fill"]["seconds"]) == (2, 200, 2.5)
+    assert by["refill"]["area_difference"] == pytest.approx(np.mean([0.1525, 0.155, 0.15]), abs=1e-9)
+    assert (by["exgrpo"]["runs"], by["refill"]["fresh_rollouts"], by["refill"]["seconds"]) == (2, 200, 2.5)
     text = markdown(rows, "on_policy")
-    assert "| `fill` | 3 | 0.563 ± 0.137 | **+0.210 ± 0.025** |" in text
+    assert "| `refill` | 3 | 0.563 ± 0.137 | **+0.210 ± 0.025** |" in text
     assert "-0.010 ± 0.508 |" in text
     assert "**-0.010" not in text
 
@@ -256,7 +253,7 @@ def test_the_command_line_runs_and_reports(finished, tmp_path, capsys, monkeypat
     monkeypatch.setattr(grid, "run_cell", None)  # everything is there
     assert cli.main(["lab", "report", str(finished), "--json"]) == 0
     rows = json.loads(capsys.readouterr().out)["rows"]
-    assert {row["variant"] for row in rows} == {"on_policy", "fill"}
+    assert {row["variant"] for row in rows} == {"on_policy", "refill"}
     assert cli.main(["lab", "report", str(finished)]) == 0
     assert "report.md" in capsys.readouterr().out
     assert cli.main(["lab", "report", str(tmp_path)]) == 1
@@ -265,9 +262,9 @@ def test_the_command_line_runs_and_reports(finished, tmp_path, capsys, monkeypat
 
 @pytest.mark.parametrize(("options", "sentence"), [
     (["--suite", "nothing"], "nothing"),
-    (["--suite", "fill", "--bases", "strong"], "strong"),
-    (["--suite", "fill", "--jobs", "0"], "--jobs"),
-    (["--suite", "fill", "--steps", "-3"], "lab.steps"),
+    (["--suite", "refill", "--bases", "strong"], "strong"),
+    (["--suite", "refill", "--jobs", "0"], "--jobs"),
+    (["--suite", "refill", "--steps", "-3"], "lab.steps"),
 ])  # fmt: skip
 def test_nonsense_on_the_command_line_ends_with_a_sentence(options, sentence, tmp_path, capsys):
     assert cli.main(["lab", "run", "--out", str(tmp_path), *options]) == 1
@@ -279,22 +276,5 @@ def test_seeds_are_written_as_ranges_and_lists(capsys):
     assert numbers("0-2,7,1") == [0, 1, 2, 7]
     for wrong in ("3-1", "a", "1-", ""):
         with pytest.raises(SystemExit):
-            cli.main(["lab", "run", "--suite", "fill", "--seeds", wrong])
+            cli.main(["lab", "run", "--suite", "refill", "--seeds", wrong])
         assert "list of seeds" in capsys.readouterr().err
-
-
-def test_a_figure_of_many_variants_keeps_its_panels():
-    """Thirty entries in a panel's own legend left no room for the curves; matplotlib only warns."""
-    rows = [
-        ("chain", base, f"variant_{i}", 0, seed, step, 0.1 + 0.01 * step + 0.1 * seed)
-        for base in ("weak", "mid", "bimodal")
-        for i in range(30)
-        for seed in (0, 1)
-        for step in (0, 10, 20)
-    ]
-    columns = ["family", "base", "variant", "base_seed", "seed", "step", "pass_rate"]
-    table = pd.DataFrame(rows, columns=columns)
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        drawn = figure(Comparison(table, table.drop(columns=["step", "pass_rate"]), SETTING, SEEDS))
-    assert drawn.startswith(b"\x89PNG")

@@ -195,10 +195,10 @@ def test_the_stream_goes_through_every_question_once_an_epoch():
     assert len(set(epochs)) == 3
 
 
-def test_skipped_questions_are_passed_over_until_none_is_left():
+def test_questions_to_skip_are_skipped_until_no_other_is_left():
     stream = Stream(list("abcdef"), np.random.default_rng(0))
-    assert {stream.next_unless(lambda q: q in "abcde") for _ in range(20)} == {"f"}
-    assert stream.next_unless(lambda q: True) in "abcdef"
+    assert {stream.draw(lambda q: q in "abcde") for _ in range(20)} == {"f"}
+    assert stream.draw(lambda q: True) in "abcdef"
 
 
 # ---- bases

@@ -72,7 +72,7 @@ def figure(results: Comparison) -> bytes:
     panels: dict[str, dict[str, pd.DataFrame]] = {}
     for (family, base, variant), curves in results.curves.items():
         panels.setdefault(f"{family}, {base} base", {})[variant] = curves
-    return learning_curves(panels, "held-out pass@1", "tab20")
+    return learning_curves(panels, "held-out pass@1")
 
 
 def write_report(folder: Path, reference: str) -> tuple[list[dict], list[Path]]:

@@ -11,11 +11,11 @@ from recipe.exgrpo.report.stats import interval
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 Columns = Mapping[str, Callable[[dict], str]]  # header -> the cell of a row
 
 BANDS = 8  # variants in a figure that still have bands; those of more would hide the curves
-LEGEND_COLUMNS = 6
 
 
 def markdown_table(columns: Columns, rows: Iterable[dict]) -> list[str]:
@@ -64,24 +64,31 @@ def _mean(row: dict, name: str, form: str) -> str:
     return format(mean, form) + ("" if half is None else f" ± {half:.3f}")
 
 
-def learning_curves(panels: Mapping[str, Mapping[str, pd.DataFrame]], label: str, colormap: str = "tab10") -> bytes:
-    """Learning curves as PNG, the same bytes for the same curves: the mean of the runs, and its 95 % t-interval as a band.
+def learning_curves(panels: Mapping[str, Mapping[str, pd.DataFrame]], label: str) -> bytes:
+    """Learning curves as PNG, the same bytes for the same curves; see `draw_curves`."""
+    content = io.BytesIO()
+    draw_curves(panels, label).savefig(content, format="png", dpi=120, metadata={"Software": None})
+    return content.getvalue()
+
+
+def draw_curves(panels: Mapping[str, Mapping[str, pd.DataFrame]], label: str) -> "Figure":
+    """The mean of the runs as a line, and its 95 % t-interval as a band; one panel per title.
 
     A variant has one colour in all panels, and one entry in the legend below them.
 
     Args:
         panels: title -> variant -> pass rates, float [steps, runs], without NaN.
         label: of the y-axis.
-        colormap: a qualitative one of matplotlib; its colours are used again, dashed, when they are used up.
     """
     from matplotlib import colormaps
     from matplotlib.figure import Figure
 
-    colours = colormaps[colormap].colors
     names = list(dict.fromkeys(name for curves in panels.values() for name in curves))
+    colours = colormaps["tab10" if len(names) <= 10 else "tab20"].colors
     looks = {name: (colours[i % len(colours)], ("-", "--")[i // len(colours) % 2]) for i, name in enumerate(names)}
-    legend_height = 0.25 * -(-len(names) // LEGEND_COLUMNS)
-    drawing = Figure(figsize=(max(5.5 * len(panels), 8), 4.2 + legend_height), layout="constrained")
+    width = max(5.5 * len(panels), 8)
+    columns = int(width / (0.08 * max(map(len, names), default=0) + 0.6))  # inches of an entry: letters, line and gap
+    drawing = Figure(figsize=(width, 4.2 + 0.25 * -(-len(names) // columns)), layout="constrained")
     entries = {}
     for panel, (title, curves) in zip(drawing.subplots(1, len(panels), squeeze=False)[0], panels.items(), strict=True):
         for name, rates in curves.items():
@@ -90,11 +97,8 @@ def learning_curves(panels: Mapping[str, Mapping[str, pd.DataFrame]], label: str
         panel.set(title=title, xlabel="step", ylabel=label)
         panel.grid(alpha=0.3)
     if names:
-        handles = [entries[name] for name in names]
-        drawing.legend(handles=handles, loc="outside lower center", ncols=LEGEND_COLUMNS)
-    content = io.BytesIO()
-    drawing.savefig(content, format="png", dpi=120, metadata={"Software": None})
-    return content.getvalue()
+        drawing.legend(handles=[entries[name] for name in names], loc="outside lower center", ncols=columns)
+    return drawing
 
 
 def _draw_curve(panel: "Axes", name: str, curves: pd.DataFrame, look: tuple[Sequence[float], str], band: bool) -> None:
