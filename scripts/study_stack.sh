@@ -1,18 +1,18 @@
 #!/usr/bin/env bash
-# The study on the real stack: the toy model through verl, FSDP2 and vLLM on CPU, a run for each variant and seed, and a report.
+# The study on the real stack: the toy model through verl, FSDP2 and vLLM on CPU, one run per variant and seed, and a report.
 #
 #   bash scripts/study_stack.sh                                          # on_policy and exgrpo, seeds 0 1 2, 60 steps
-#   VARIANTS="on_policy exgrpo robust" OUT=outputs/mine bash scripts/study_stack.sh [hydra overrides]
+#   VARIANTS="on_policy exgrpo refill" OUT=outputs/mine bash scripts/study_stack.sh [hydra overrides]
 #   SCRIPT=scripts/run_exgrpo_smollm2_cpu.sh TASK=sums bash scripts/study_stack.sh      # another model and task
 #
-# Environment: VARIANTS (the first is what the others are compared with; a preset of recipe/exgrpo/config/method or /ablation,
-# or a name from `overrides_of` below), SEEDS ("0 1 2"), STEPS (60), SAMPLES (responses to each held-out question, 4),
-# SCRIPT (what makes a run: scripts/run_exgrpo_toy_cpu.sh, whose held-out questions are 128; its variables are handed on),
+# Environment: VARIANTS (presets of recipe/exgrpo/config/method or /ablation; the others are compared with the first),
+# SEEDS ("0 1 2"), STEPS (60), SAMPLES (responses to each held-out question, 4),
+# SCRIPT (makes one run: scripts/run_exgrpo_toy_cpu.sh, whose held-out questions are 128; its variables are handed on),
 # OUT (outputs/study_stack, with _TASK where TASK is set), PYTHON (.venv/bin/python), RUNNER (a prefix of each run's command, such
 # as a lock).
 #
 # A run is OUT/VARIANT-sSEED, its console output train.log in there. The same command again skips finished runs, resumes an
-# interrupted one and goes on. Cost with the toy: 2 cores, 6 GB, three to five minutes a run.
+# interrupted one and goes on. Cost with the toy: 2 cores, 6 GB, three to five minutes per run.
 set -euo pipefail
 case "${1:-}" in -h | --help) sed -n '2,/^set/p' "$0" | sed '$d; s/^# \{0,1\}//' && exit 0 ;; esac
 cd "$(dirname "$0")/.."
@@ -25,19 +25,14 @@ read -ra variants <<<"${VARIANTS:-on_policy exgrpo}"
 read -ra seeds <<<"${SEEDS:-0 1 2}"
 read -ra runner <<<"${RUNNER:-}"
 
-# The hydra overrides that make a variant, one a line.
-overrides_of() {
+# The hydra override that chooses the preset of a variant.
+preset_of() {
   local group
-  case $1 in
-    fill) printf '%s\n' exgrpo.mode=fill exgrpo.start_threshold=null ;;
-    *)
-      for group in method ablation; do
-        [ ! -f "recipe/exgrpo/config/$group/$1.yaml" ] || { echo "$group=$1" && return; }
-      done
-      echo "study_stack.sh: no variant '$1': neither a preset in recipe/exgrpo/config/{method,ablation} nor a case here" >&2
-      return 2
-      ;;
-  esac
+  for group in method ablation; do
+    [ ! -f "recipe/exgrpo/config/$group/$1.yaml" ] || { echo "$group=$1" && return; }
+  done
+  echo "study_stack.sh: no variant '$1': there is no recipe/exgrpo/config/{method,ablation}/$1.yaml" >&2
+  return 2
 }
 
 finished() {
@@ -57,15 +52,15 @@ follow() {
 
 # run_one VARIANT SEED OVERRIDE...
 run_one() {
-  local run=$OUT/$1-s$2 seed=$2 changes code=0 watcher
-  mapfile -t changes < <(overrides_of "$1")
+  local run=$OUT/$1-s$2 seed=$2 preset code=0 watcher
+  preset=$(preset_of "$1")
   shift 2
   mkdir -p "$run"
   follow "$run" &
   watcher=$!
   # The seed decides the order of questions, every draw from the buffer and, by seeded requests, every sampled token: runs of one
   # seed start from the same figures and meet the same questions, which makes paired differences narrower.
-  RUN=$run DATA=$OUT/data "${runner[@]}" bash "$SCRIPT" "${changes[@]}" \
+  RUN=$run DATA=$OUT/data "${runner[@]}" bash "$SCRIPT" "$preset" \
     "data.seed=$seed" exgrpo.runtime.seeded_rollouts=true \
     "actor_rollout_ref.rollout.val_kwargs.n=${SAMPLES:-4}" \
     trainer.val_before_train=true trainer.test_freq=10 trainer.save_freq=20 trainer.max_actor_ckpt_to_keep=1 \
@@ -85,7 +80,7 @@ report() {
   "$PYTHON" -m recipe.exgrpo.cli.main report "${groups[@]}" --against "${variants[0]}" --out "$OUT"
 }
 
-for variant in "${variants[@]}"; do overrides_of "$variant" >/dev/null; done
+for variant in "${variants[@]}"; do preset_of "$variant" >/dev/null; done
 export STEPS
 trap 'jobs -p | xargs -r kill 2>/dev/null' EXIT   # Ctrl-C does not reach what runs in the background
 number=0

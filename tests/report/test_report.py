@@ -31,7 +31,7 @@ def make_run(folder: Path, rates: dict[int, float], steps: int = 4, seed: int | 
     metrics = {
         "batch/questions": lambda step: B,
         "experience/replayed_questions": lambda step: 0,
-        "fill/filled": lambda step: 0,
+        "experience/replayed_rows": lambda step: 0,
         "perf/time_per_step": lambda step: float(step),
         "actor/grad_norm": lambda step: 0.1 * step,
         "actor/skipped_updates": lambda step: step % 2,
@@ -73,7 +73,8 @@ def report(tmp_path, capsys):
 @pytest.fixture
 def study(tmp_path) -> list[str]:
     """The --group arguments of three runs each of two variants, the second replaying half a batch from step 3 on."""
-    replays = {"experience/replayed_questions": lambda step: 2 if step > 2 else 0}
+    names = ("experience/replayed_questions", "experience/replayed_rows")
+    replays = dict.fromkeys(names, lambda step: 2 if step > 2 else 0)
     arguments = []
     for name, curves in CURVES.items():
         folders = []
@@ -129,19 +130,12 @@ def test_costs_of_replay(report, study):
     assert (replay["skipped_updates"], replay["entropy"]) == (2.0, 0.5)
 
 
-def test_costs_of_fill_are_in_sequences_and_cost_no_rollout(report, tmp_path):
-    run = make_run(tmp_path / "fill", {0: 0.3, 4: 0.5}, metrics={"fill/filled": lambda step: 4 * (step - 1)})
+def test_costs_of_refill_are_in_sequences_and_no_rollout_is_saved(report, tmp_path):
+    rows = {"experience/replayed_rows": lambda step: 4 * (step - 1)}
+    run = make_run(tmp_path / "refill", {0: 0.3, 4: 0.5}, metrics=rows)
     row = report(run)[1]["rows"][0]
     assert row["replayed_share"] == (0 + 4 + 8 + 12) / (4 * B * K)
     assert row["fresh_rollouts"] == 4 * B * K
-
-
-def test_without_injection_replayed_questions_take_no_place_of_a_rollout(report, tmp_path):
-    replays = {"experience/replayed_questions": lambda step: 2}
-    settings = {"exgrpo": {"seed": 0, "inject": False}}
-    run = make_run(tmp_path / "control", {0: 0.3, 4: 0.5}, metrics=replays, settings=settings)
-    row = report(run)[1]["rows"][0]
-    assert (row["replayed_share"], row["fresh_rollouts"]) == (0.5, 4 * B * K)
 
 
 def test_the_entropy_at_the_end_is_that_of_the_last_ten_steps_and_null_is_no_value(report, tmp_path):

@@ -34,7 +34,7 @@ def study(tmp_path):
 
     def call(*overrides: str, **environment: str):
         record.write_text("")
-        small = {"VARIANTS": "on_policy fill", "SEEDS": "0 3", "STEPS": "12", "OUT": str(tmp_path / "out")}
+        small = {"VARIANTS": "on_policy refill", "SEEDS": "0 3", "STEPS": "12", "OUT": str(tmp_path / "out")}
         env = os.environ | small | {"PYTHON": str(recorder), "RECORD": str(record)} | environment
         command = ["bash", "scripts/study_stack.sh", *overrides]
         process = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=60)
@@ -51,7 +51,7 @@ def test_a_run_for_each_seed_and_variant_then_the_report(study, tmp_path):
     process, commands = study("exgrpo.rho=0.25")
     assert process.returncode == 0, process.stderr
     out, runs = tmp_path / "out", training(commands)
-    folders = ["on_policy-s0", "fill-s0", "on_policy-s3", "fill-s3"]
+    folders = ["on_policy-s0", "refill-s0", "on_policy-s3", "refill-s3"]
     assert [run.split("trainer.default_local_dir=")[1].split()[0] for run in runs] == [f"'{out}/{f}'" for f in folders]
     for run, folder in zip(runs, folders, strict=True):
         seed = folder[-1]
@@ -59,8 +59,8 @@ def test_a_run_for_each_seed_and_variant_then_the_report(study, tmp_path):
         assert run.endswith(" exgrpo.rho=0.25")  # the user's own come last
         assert "trainer.total_training_steps=12 " in run
     assert all(" method=on_policy " in run for run in runs[::2])
-    assert all(" exgrpo.mode=fill exgrpo.start_threshold=null " in run for run in runs[1::2])
-    groups = " ".join(f"--group {v}={out}/{v}-s0,{out}/{v}-s3" for v in ("on_policy", "fill"))
+    assert all(" method=refill " in run for run in runs[1::2])
+    groups = " ".join(f"--group {v}={out}/{v}-s0,{out}/{v}-s3" for v in ("on_policy", "refill"))
     assert commands[-1] == f"-m recipe.exgrpo.cli.main report {groups} --against on_policy --out {out}"
 
 
@@ -79,11 +79,11 @@ def test_a_finished_run_is_skipped_and_an_interrupted_one_started_again(study, t
 
 
 def test_any_preset_is_a_variant_and_a_prefix_runs_each(study):
-    process, commands = study(VARIANTS="exgrpo rho_25", SEEDS="1", RUNNER="env PREFIX=locked:")
+    process, commands = study(VARIANTS="exgrpo rho_0.25", SEEDS="1", RUNNER="env PREFIX=locked:")
     assert process.returncode == 0, process.stderr
     assert [run.split("trainer.save_freq=20 ")[1].split()[0] for run in training(commands)] == [
         "method=exgrpo",
-        "ablation=rho_25",
+        "ablation=rho_0.25",
     ]
     assert [command.startswith("locked:") for command in commands if "make_toy" not in command] == [True, True, False]
 

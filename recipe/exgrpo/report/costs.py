@@ -6,29 +6,28 @@ from math import nan
 from recipe.exgrpo.runs.metrics import QUESTIONS, RunMetrics
 
 STEP_SECONDS = ("perf/time_per_step", "timing_s/step")
-REPLAYED, REFILLED = "experience/replayed_questions", "fill/filled"
+REPLAYED, ROWS = "experience/replayed_questions", "experience/replayed_rows"
 LAST = 10  # steps over which the entropy at the end is averaged
 
 Cost = Callable[[RunMetrics], float]
 
 
 def replayed_share(run: RunMetrics) -> float:
-    """Stored trajectories in the batch, as a share of its questions (ExGRPO) or of its sequences (refill)."""
-    questions, replayed, refilled = (run.values(name) for name in (QUESTIONS, REPLAYED, REFILLED))
-    if not questions.any() or replayed.empty:
+    """Stored trajectories in the batch: as a share of its questions where they have planned places, else of its sequences."""
+    questions, replayed, rows = (run.values(name) for name in (QUESTIONS, REPLAYED, ROWS))
+    if not questions.any() or rows.empty:
         return nan
-    if refilled.any():
-        return refilled.sum() / (questions.sum() * run.group_size) if run.group_size else nan
+    if rows.any() and not replayed.any():
+        return rows.sum() / (questions.sum() * run.group_size) if run.group_size else nan
     return replayed.sum() / questions.sum()
 
 
 def fresh_rollouts(run: RunMetrics) -> float:
-    """Rollouts sampled for training: K per group, one fewer where a stored trajectory joined it."""
+    """Rollouts sampled for training: K per group, one fewer where a stored trajectory has a planned place."""
     questions = run.values(QUESTIONS)
     if run.group_size is None or questions.empty:
         return nan
-    injected = run.values(REPLAYED).sum() if run.settings.get("exgrpo.inject", True) else 0.0
-    return questions.sum() * run.group_size - injected
+    return questions.sum() * run.group_size - run.values(REPLAYED).sum()
 
 
 def step_seconds(run: RunMetrics) -> float:
