@@ -4,7 +4,6 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -74,11 +73,11 @@ def read_run(folder: Path) -> RunMetrics:
     rows, torn = read_metrics(path)
     if not rows:
         raise ValueError(f"{path} has no finished step yet.")
-    if any(before["step"] >= after["step"] for before, after in pairwise(rows)):
+    metrics = pd.DataFrame(rows).set_index("step")
+    if not (metrics.index.is_monotonic_increasing and metrics.index.is_unique):
         raise ValueError(f"{path}: steps do not rise from line to line.")
     starts = sorted((folder / "record").glob("start-*"))
     newest = starts[-1] if starts else None
-    metrics = pd.DataFrame(rows).set_index("step")
     return RunMetrics(folder, metrics, _settings(newest), len(starts), _commit(newest), torn)
 
 
