@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from steps import K, finish, fresh, make, past, rewards, stored
+from steps import K, Lent, finish, fresh, make, past, rewards, stored
 
 from recipe.exgrpo.core.config import BookkeepingConfig
 from recipe.exgrpo.core.policies.bookkeeping import success_count
@@ -218,44 +218,78 @@ def test_a_question_that_lost_its_spread_is_ineligible_until_it_has_one_again():
 
 # ---- retired review (Table 7)
 
+EVERYTHING = {"review_interval": 1, "review_share": 1.0}
 
-def retired_after(bookkeeping, steps, questions=45, start_threshold=None):
-    """(reviewed, retired questions) after each of `steps` steps."""
+
+def reviews_of(bookkeeping, steps, start_threshold=None):
+    """(questions under review in the batch, retired ones left) of each step, all 45 questions being retired at first."""
     policy = exgrpo(bookkeeping, start_threshold=start_threshold)
-    for i in range(questions):
+    for i in range(45):
         policy.store.retire(f"q{i}")
     for step in range(1, steps + 1):
-        policy.plan(4, fresh())
+        slots = policy.plan(4, fresh())
         finish(policy, [group(0, question="unsolved")], step, pass_rate=0.0)
+        assert policy.metrics(step)["reviewed"] == sum(slot.question.startswith("q") for slot in slots)
         yield policy.metrics(step)["reviewed"], len(policy.store.retired)
 
 
-def test_review_puts_a_tenth_of_the_retired_back_every_interval():
-    sizes = list(retired_after({"review_interval": 25, "review_share": 0.1}, steps=50))
-    assert sizes == [(0, 45)] * 24 + [(5, 40)] + [(0, 40)] * 24 + [(4, 36)]  # ceil(4.5), ceil(4.0)
+def test_a_tenth_of_the_retired_comes_into_the_batch_again_after_every_interval():
+    sizes = list(reviews_of({"review_interval": 25, "review_share": 0.1}, steps=52))
+    five, four = [(4, 41), (1, 40)], [(4, 36), (0, 36)]  # ceil(4.5) and ceil(4.0), in steps of 4
+    assert sizes == [(0, 45)] * 25 + five + [(0, 40)] * 23 + four
 
 
 @pytest.mark.parametrize("bookkeeping", [{}, {"review_interval": 0, "review_share": 1.0}])
 def test_review_is_off_by_default(bookkeeping):
-    assert set(retired_after(bookkeeping, steps=50)) == {(0, 45)}
+    assert set(reviews_of(bookkeeping, steps=50)) == {(0, 45)}
 
 
 def test_review_waits_for_replay():
-    review = {"review_interval": 1, "review_share": 1.0}
-    assert set(retired_after(review, 3, start_threshold=0.5)) == {(0, 45)}
+    assert set(reviews_of(EVERYTHING, 3, start_threshold=0.5)) == {(0, 45)}
 
 
 def test_review_of_nothing_and_of_everything():
-    policy = exgrpo({"review_interval": 1, "review_share": 1.0})
+    policy = exgrpo(EVERYTHING)
     finish(policy, [], step=1)
-    for i in range(3):
-        policy.store.retire(f"q{i}")
+    for question in "abc":
+        policy.store.retire(question)
     finish(policy, [], step=2)
+    finish(policy, [], step=3)  # already on their way: none is chosen twice
+    slots = policy.plan(8, fresh())
+    assert sorted((slot.question, slot.rollouts) for slot in slots if slot.planned) == [("a", K), ("b", K), ("c", K)]
+    assert len({slot.question for slot in slots}) == 8
     assert policy.store.retired == []
+    assert not any(slot.planned for slot in policy.plan(8, fresh()))
 
 
-def test_a_reviewed_question_can_be_stored_again():
-    policy = exgrpo({"review_interval": 1, "review_share": 1.0})
+def test_a_reviewed_question_is_graded_anew_when_it_is_in_the_batch_again():
+    policy = exgrpo(EVERYTHING)
     policy.store.retire("q")
     finish(policy, [], step=1)
+    assert counts_after(policy, group(3)) == (None, True, [])
+    (slot,) = policy.plan(1, fresh())
+    assert slot.question == "q"
+    lent = Lent()
+    assert policy.inject([Group("q", rewards(3), planned=True)], lent.tools, 2) == {}  # nothing of it is stored
     assert counts_after(policy, group(3)) == (3, False, [0, 1, 2])
+    assert (policy.metrics(2)["planned_questions"], policy.metrics(2)["skipped_replays"], lent.scored) == (0, 0, [])
+
+
+def test_a_reviewed_question_may_retire_again():
+    policy = exgrpo(EVERYTHING)
+    policy.store.retire("q")
+    finish(policy, [], step=1)
+    policy.plan(1, fresh())
+    assert counts_after(policy, group(K)) == (None, True, [])
+
+
+def test_a_question_on_its_way_back_stays_so_over_a_restart(restored):
+    policy = exgrpo(EVERYTHING)
+    for question in "abc":
+        policy.store.retire(question)
+    finish(policy, [], step=1)
+    state, store = policy.state_dict(), restored(policy.store)
+    store.discard("b")  # left the dataset meanwhile
+    resumed = exgrpo(EVERYTHING)
+    resumed.load_state_dict(state, store)
+    assert sorted(planned(resumed)) == ["a", "c"]

@@ -82,6 +82,7 @@ def test_all_metrics_exist_and_are_zero_before_replay(bookkeeping):
         (0.5, 7, 20, 3),
         (0.25, 8, 20, 2),
         (0.1, 8, 20, 0),
+        (0.29, 100, 120, 29),  # 0.29 * 100 is a hair below 29 in binary
         (1.0, 8, 20, 8),
         (0.5, 8, 3, 3),
         (0.0, 8, 9, 0),
