@@ -16,8 +16,8 @@ def current_answers(
 ) -> Current:
     """What this run's rollouts answer: chat template (its keyword arguments included), temperature, and prompt ids.
 
-    Prompt ids are made by the builder that verl's agent loop makes them with: one tokenisation per call, asked on resume only, for
-    questions with stored trajectories.
+    Prompt ids are made by the builder that verl's agent loop makes them with: one tokenisation per call, asked on resume only,
+    for questions with stored trajectories.
     """
     arguments = _template_arguments(config)
     template = json.dumps([tokenizer.chat_template, arguments], sort_keys=True)

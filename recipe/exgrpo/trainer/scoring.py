@@ -68,7 +68,7 @@ def candidate_batch(candidates: list[Candidate]) -> TensorDict:
 
 
 def trajectory_means(output: TensorDict, batch: TensorDict) -> TensorDict:
-    """Worker side: per-row `entropy` and `nll` (float64 [n]) over the model's own tokens, from the engine's per-token output."""
+    """Worker side: per-row `entropy` and `nll` (float64 [n]) over the model's own tokens, from the engine's output."""
     masks, means = batch["response_mask"].unbind(), {}
     for name, column, sign in (("entropy", "entropy", 1.0), ("nll", "log_probs", -1.0)):
         rows = response_from_nested(output[column], batch["response_mask"]).unbind()

@@ -1,7 +1,7 @@
 """What happens to questions once their groups are graded (Alg. 1): success counts, buckets, retirement, review."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import numpy as np
 
@@ -70,12 +70,14 @@ class Bookkeeping:
         elif self.store.latest_count(question) is not None:
             self.store.record(question, 0)
 
-    def review(self, step: int, rng: np.random.Generator) -> int:
-        """Every `review_interval` steps, put a share of the retired questions back (Table 7); returns how many."""
+    def review(self, step: int, rng: np.random.Generator, waiting: Collection[str]) -> list[str]:
+        """A share of the retired questions every `review_interval` steps, at random; those `waiting` already left out.
+
+        They are to come into the batch again (Table 7, App. E.4): the dataset's cursor has passed them, so that taking them out
+        of the retired set alone would bring none of them back.
+        """
         if not self.config.review_interval or step % self.config.review_interval:
-            return 0
-        retired = self.store.retired
+            return []
+        retired = [question for question in self.store.retired if question not in waiting]
         size = math.ceil(self.config.review_share * len(retired))
-        for i in rng.choice(len(retired), size=size, replace=False) if retired else ():
-            self.store.unretire(retired[int(i)])
-        return size
+        return [retired[i] for i in rng.choice(len(retired), size=size, replace=False).tolist()] if retired else []

@@ -34,6 +34,7 @@ class ExGRPO(Replay):
         if config.bookkeeping.outcome == "reward_spread" and config.admit is None:
             self.admits = above_mean
         self.bookkeeping = Bookkeeping(self.store, config.bookkeeping)
+        self._reviews: dict[str, None] = {}  # retired questions on their way back, in order
         self._taken: set[str] = set()
         self._reuse_retired = False
 
@@ -42,13 +43,27 @@ class ExGRPO(Replay):
         return question in self._taken or (self.store.is_retired(question) and not self._reuse_retired)
 
     def plan(self, size: int, dataset: Dataset) -> list[Slot]:
-        """n = min(floor(rho B), eligible) stored questions with K - 1 rollouts each, B - n fresh ones with K."""
+        """n = min(floor(rho B), eligible) stored questions with K - 1 rollouts each, B - n others with K.
+
+        The others are questions under review, as far as there are any, and then fresh ones.
+        """
         self.report = Report(active=self.active)
-        planned = self._planned(math.floor(self.config.rho * size))
-        self._taken, self._reuse_retired = set(planned), self._too_few_left(dataset, size)
-        fresh = [self.draw(dataset) for _ in range(size - len(planned))]
+        planned = self._planned(share_of(size, self.config.rho))
+        reviewed = self._reviewed(size - len(planned))
+        self._taken, self._reuse_retired = {*planned, *reviewed}, self._too_few_left(dataset, size)
+        others = [Slot(question, self.group_size, planned=True) for question in reviewed]
+        others += [self.draw(dataset) for _ in range(size - len(planned) - len(reviewed))]
         rollouts = self.group_size - self.config.inject
-        return interleave([Slot(question, rollouts, planned=True) for question in planned], fresh)
+        return interleave([Slot(question, rollouts, planned=True) for question in planned], others)
+
+    def _reviewed(self, room: int) -> list[str]:
+        """The questions under review that come into this step; they are not retired any more."""
+        found = list(self._reviews)[:room]
+        for question in found:
+            del self._reviews[question]
+            self.store.unretire(question)
+        self.report.reviewed = len(found)
+        return found
 
     def _too_few_left(self, dataset: Dataset, size: int) -> bool:
         """Whether the questions that are not retired no longer fill a step."""
@@ -111,8 +126,18 @@ class ExGRPO(Replay):
         context = self.context(step)
         kept = self.bookkeeping.grade(groups, self.report)
         self.report.added = self.admit(groups, {i: self.admits(groups[i], context) for i in kept}, tools, step)
-        self.report.reviewed = self.bookkeeping.review(step, self.rng)
+        self._reviews |= dict.fromkeys(self.bookkeeping.review(step, self.rng, self._reviews))
+
+    def state_dict(self) -> dict:
+        return super().state_dict() | {"reviews": list(self._reviews)}
 
     def load_state_dict(self, state: dict, store: ExperienceBuffer) -> None:
         super().load_state_dict(state, store)
         self.bookkeeping.store = store
+        # A question that left the dataset, or that another policy never retired, is not under review.
+        self._reviews = dict.fromkeys(question for question in state["reviews"] if store.is_retired(question))
+
+
+def share_of(size: int, rho: float) -> int:
+    """floor(rho * size) as meant: 29 of 100 for 0.29, whose product is a hair below in binary."""
+    return math.floor(round(rho * size, 9))

@@ -27,7 +27,7 @@ METRICS = {
     "retired_questions": "Questions solved by all K, no longer drawn.",
     "added": "Trajectories admitted to the buffer in this step.",
     "newly_retired": "Questions retired in this step.",
-    "reviewed": "Retired questions put back in this step (Table 7).",
+    "reviewed": "Retired questions that are in this step's batch again, with K fresh rollouts (Table 7).",
     "partial_groups": "Groups that lost a rollout to a failure: trained on, and left out of all bookkeeping.",
     "candidates_scored": "Stored trajectories scored under the current policy.",
     "selected_entropy_mean": "Mean token entropy of the replayed trajectories under the current policy, nats.",

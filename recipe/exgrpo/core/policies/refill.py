@@ -73,6 +73,8 @@ class Refill(Replay):
         _, first, sizes = np.unique(rows.group, return_index=True, return_counts=True)
         may = self.gate(rows[first], self.context(step)) & rows.has_prompt[first]
         heads, sizes = rows[first[may]], sizes[may]
+        if not len(heads):
+            return []
         order = self.rank(heads, self._scores(store, heads, tools), self.context(step))
         placed = []
         for i in fitting(order, sizes, budget):
@@ -83,7 +85,7 @@ class Refill(Replay):
 
     def _scores(self, store: ExperienceBuffer, heads: Candidates, tools: Tools) -> Scores | None:
         """Scores of the first trajectory of each stored group, where the rank rule needs them."""
-        if not len(heads) or not needs_scores(self.rank):
+        if not needs_scores(self.rank):
             return None
         self.report.scored = len(heads)
         return tools.score([store.trajectory(int(row)) for row in heads.row])
