@@ -1,19 +1,20 @@
 """Single-turn rollout whose sampling seeds follow from the run, so that a run can be repeated.
 
-Selected by `actor_rollout_ref.rollout.agent.default_agent_loop=exgrpo_seeded_single_turn` with `agent_loop_config_path`
-naming `agent_loops.yaml` beside this file. verl's own switch, `full_determinism`, gives every request one seed, so that
-all members of a group would be the same response.
+Selected by `actor_rollout_ref.rollout.agent.default_agent_loop=seeded_single_turn` with `agent_loop_config_path` naming
+`agent_loops.yaml` beside this file, which also says where the run's seed is. verl's own switch, `full_determinism`, gives
+every request one seed, so that all members of a group would be the same response.
 """
 
-from __future__ import annotations
-
 import hashlib
+from collections.abc import Sequence
 from typing import Any
 
+from omegaconf import DictConfig, OmegaConf
 from verl.experimental.agent_loop.agent_loop import AgentLoopOutput
 from verl.experimental.agent_loop.single_turn_agent_loop import SingleTurnAgentLoop
 
 SEED_BITS = 63  # vLLM takes a signed 64-bit integer
+PERSON = b"exgrpo"  # a part of every hash: with another one, the same run would sample other responses
 
 
 def request_seed(run_seed: int, step: int, question: str, session: int) -> int:
@@ -26,21 +27,17 @@ def request_seed(run_seed: int, step: int, question: str, session: int) -> int:
         session: index of the response within its group, 0 to K-1.
     """
     key = f"{run_seed}\x1f{step}\x1f{session}\x1f{question}".encode()
-    digest = hashlib.blake2b(key, digest_size=8, person=b"exgrpo").digest()
+    digest = hashlib.blake2b(key, digest_size=8, person=PERSON).digest()
     return int.from_bytes(digest, "big") >> (64 - SEED_BITS)
 
 
-def run_seed_of(config: Any) -> int:
-    """The run's seed: `exgrpo.seed`, or `data.seed` where there is none.
-
-    Raises:
-        ValueError: neither is set.
-    """
-    for section in ("exgrpo", "data"):
-        seed = (config.get(section) or {}).get("seed")
+def run_seed_of(config: DictConfig, keys: Sequence[str]) -> int:
+    """The run's seed: the value of the first of `keys` that has one. Raises ValueError when none has."""
+    for key in keys:
+        seed = OmegaConf.select(config, key)
         if seed is not None:
             return int(seed)
-    raise ValueError("seeded rollouts need a seed: set exgrpo.seed or data.seed.")
+    raise ValueError(f"seeded rollouts need a seed: set {' or '.join(keys)}.")
 
 
 def question_key(fields: dict[str, Any]) -> str:
@@ -54,11 +51,16 @@ def question_key(fields: dict[str, Any]) -> str:
 
 
 class SeededSingleTurnAgentLoop(SingleTurnAgentLoop):
-    """verl's single-turn loop with a sampling seed of its own for each request, in training and validation."""
+    """verl's single-turn loop with a sampling seed of its own for each request, in training and validation.
 
-    def __init__(self, *args, **kwargs):
+    Args:
+        seed_keys: where the run's seed may be in its configuration; the first key with a value counts.
+        args, kwargs: verl's.
+    """
+
+    def __init__(self, *args, seed_keys: Sequence[str], **kwargs):
         super().__init__(*args, **kwargs)
-        self._run_seed = run_seed_of(self.config)
+        self._run_seed = run_seed_of(self.config, seed_keys)
 
     async def run(self, sampling_params: dict[str, Any], **kwargs) -> AgentLoopOutput:
         """Sample one response; `kwargs` are the row's fields and verl's `global_steps` and `session_id`."""

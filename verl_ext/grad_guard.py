@@ -2,10 +2,8 @@
 
 verl's `FSDPEngine.optimizer_step` clips, steps unless the norm is not finite, and returns the norm. The guard lets it run
 as it is with the optimizer's step held back, looks at the returned norm, and then steps or drops the gradients: the norm
-is computed once, by verl. The released ExGRPO code skips updates with a norm over 500.
+is computed once, by verl.
 """
-
-from __future__ import annotations
 
 import logging
 import math
@@ -107,7 +105,7 @@ class GuardedTrainingWorker(TrainingWorker):
         return output
 
 
-class ExGRPOWorker(ActorRolloutRefWorker):
+class GuardedWorker(ActorRolloutRefWorker):
     """verl's hybrid worker with a guarded actor."""
 
     actor_worker_cls = GuardedTrainingWorker

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
+from verl.experimental.agent_loop.agent_loop import DictConfigWrap
 from verl.experimental.agent_loop.single_turn_agent_loop import SingleTurnAgentLoop
 
 from verl_ext import agent_loop
@@ -45,22 +46,33 @@ def test_vllm_and_torch_accept_the_largest_seed():
 @pytest.mark.parametrize(
     ("config", "seed"),
     [
-        ({"exgrpo": {"seed": 7}, "data": {"seed": 3}}, 7),
-        ({"exgrpo": {"seed": 0}, "data": {"seed": 3}}, 0),
-        ({"exgrpo": {"seed": None}, "data": {"seed": 3}}, 3),
-        ({"exgrpo": {"enable": True}, "data": {"seed": 3}}, 3),
+        ({"recipe": {"seed": 7}, "data": {"seed": 3}}, 7),
+        ({"recipe": {"seed": 0}, "data": {"seed": 3}}, 0),
+        ({"recipe": {"seed": None}, "data": {"seed": 3}}, 3),
+        ({"recipe": {"rho": 1}, "data": {"seed": 3}}, 3),
         ({"data": {"seed": 3}}, 3),
     ],
 )
-def test_the_run_seed_is_exgrpos_or_the_datas(config, seed):
+def test_the_run_seed_is_that_of_the_first_key_that_has_one(config, seed):
     config = OmegaConf.create(config)
     OmegaConf.set_struct(config, True)  # as hydra makes it
-    assert run_seed_of(config) == seed
+    assert run_seed_of(config, ["recipe.seed", "data.seed"]) == seed
 
 
 def test_a_run_without_a_seed_is_refused():
-    with pytest.raises(ValueError, match=r"exgrpo\.seed or data\.seed"):
-        run_seed_of(OmegaConf.create({"data": {"seed": None}}))
+    with pytest.raises(ValueError, match=r"set recipe\.seed or data\.seed"):
+        run_seed_of(OmegaConf.create({"data": {"seed": None}}), ["recipe.seed", "data.seed"])
+
+
+@pytest.mark.parametrize(("exgrpo", "seed"), [({"seed": 7}, 7), ({"seed": None}, 3)])
+def test_verl_makes_the_loop_of_our_yaml_with_the_runs_seed(monkeypatch, exgrpo, seed):
+    def own_part(self, trainer_config, **kwargs):
+        self.config = trainer_config.config
+
+    monkeypatch.setattr(SingleTurnAgentLoop, "__init__", own_part)
+    config = DictConfigWrap(OmegaConf.create({"exgrpo": exgrpo, "data": {"seed": 3}}))
+    made = hydra.utils.instantiate(config=OmegaConf.load(CONFIG)[0], trainer_config=config, tokenizer=None)
+    assert (type(made), made._run_seed) == (SeededSingleTurnAgentLoop, seed)
 
 
 def test_rows_that_repeat_a_question_are_told_apart():
@@ -73,7 +85,7 @@ def test_rows_that_repeat_a_question_are_told_apart():
 def loop(monkeypatch):
     """The loop that verl would make of our yaml, with verl's own part of `run` recorded instead of run."""
     entry = OmegaConf.load(CONFIG)[0]
-    assert entry.name == "exgrpo_seeded_single_turn"
+    assert entry.name == "seeded_single_turn"
     cls = hydra.utils.get_class(entry._target_)
     assert cls is SeededSingleTurnAgentLoop
     calls = []

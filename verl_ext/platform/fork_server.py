@@ -40,7 +40,7 @@ def start(preload: tuple[str, ...] = PRELOAD) -> str:
         raise RuntimeError(
             "the fork server must be started before `import ray`: its workers would have Ray's settings of now."
         )
-    folder = tempfile.mkdtemp(prefix="exgrpo_fork_")  # mode 0700: nobody else may have processes started here
+    folder = tempfile.mkdtemp(prefix="verl_fork_")  # mode 0700: nobody else may have processes started here
     listener = socket.socket(socket.AF_UNIX)
     listener.bind(f"{folder}/socket")
     listener.listen(64)

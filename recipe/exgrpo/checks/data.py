@@ -22,7 +22,7 @@ from verl_ext.dataset import (
 SWITCHES = {"train_files": "TRAIN", "val_files": "VAL"}  # the launcher's
 RULES = "pkg://verl_ext.rewards"
 MEDIA_KEYS = ("image_key", "video_key", "audio_key")
-SINGLE_TURN_AGENTS = ("single_turn_agent", "exgrpo_seeded_single_turn")
+SINGLE_TURN_AGENTS = ("single_turn_agent", "seeded_single_turn")
 
 
 def data_findings(config: DictConfig) -> Iterator[Finding]:

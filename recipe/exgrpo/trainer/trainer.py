@@ -71,7 +71,7 @@ class ExGRPOTrainer(PPOTrainerSync):
             config.trainer.v1.trainer_mode = "sync"
             config.algorithm.adv_estimator = "grpo" if self.policy.loss is None else ESTIMATOR
             if self.settings.runtime.seeded_rollouts:
-                config.actor_rollout_ref.rollout.agent.default_agent_loop = "exgrpo_seeded_single_turn"
+                config.actor_rollout_ref.rollout.agent.default_agent_loop = "seeded_single_turn"
                 config.actor_rollout_ref.rollout.agent.agent_loop_config_path = str(AGENT_LOOPS)
         super().__init__(config)
 

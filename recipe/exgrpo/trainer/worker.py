@@ -5,7 +5,7 @@ from tensordict import TensorDict
 from verl.single_controller.base.decorator import make_nd_compute_dataproto_dispatch_fn, register
 
 from recipe.exgrpo.trainer.scoring import trajectory_means
-from verl_ext.grad_guard import ExGRPOWorker as GuardedWorker
+from verl_ext.grad_guard import GuardedWorker
 
 
 class ForwardTokens:

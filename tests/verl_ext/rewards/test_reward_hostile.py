@@ -9,7 +9,7 @@ from verl_ext.rewards import compute_score
 
 DEADLINE_S = 1.0
 OPTIONS = {"deadline_s": DEADLINE_S, "workers": 1}
-CANARY = "/tmp/exgrpo_reward_canary"
+CANARY = "/tmp/reward_canary"
 
 
 def boxed(answer: str) -> str:
