@@ -27,6 +27,8 @@ setup(
         "math-verify[antlr4_9_3]",
         "pebble",
         "safetensors",
+        "pandas",
+        "pyarrow",
         "psutil",
         "rich",
         "matplotlib",
