@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError, safe_open
+
 from verl_ext.evaluation import EvaluationError
 from verl_ext.files import new_folder
 from verl_ext.platform import prepare_environment
@@ -145,12 +147,14 @@ def _files(folder: Path) -> list[Path]:
 
 
 def _safetensors_parameters(folder: Path) -> int | None:
-    """Elements in all safetensors headers; None without such files."""
+    """Elements in all safetensors files, of which only headers are read; None without such files, or with a damaged one."""
     count = 0
     for file in folder.glob("*.safetensors"):
-        with open(file, "rb") as stream:
-            header = json.loads(stream.read(int.from_bytes(stream.read(8), "little")))
-        count += sum(math.prod(entry["shape"]) for name, entry in header.items() if name != "__metadata__")
+        try:
+            with safe_open(file, "numpy") as tensors:
+                count += sum(math.prod(tensors.get_slice(name).get_shape()) for name in tensors.keys())  # noqa: SIM118
+        except SafetensorError:
+            return None
     return count or None
 
 

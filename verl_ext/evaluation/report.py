@@ -8,11 +8,11 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from recipe.exgrpo.presets.paper_results import paper_results
 from verl_ext.evaluation.oat_like import oat_like_score
+from verl_ext.evaluation.published import Published
 from verl_ext.evaluation.questions import Benchmark
 from verl_ext.evaluation.statistics import PASSED, summarise
-from verl_ext.evaluation.tables import markdown, result_tables, write_png
+from verl_ext.evaluation.tables import markdown, result_tables
 from verl_ext.files import write_atomically
 from verl_ext.rewards import Grader
 
@@ -28,10 +28,10 @@ def figures(benchmarks: Sequence[Benchmark], rows: Iterable[Mapping[str, Any]]) 
     return {b.name: _figures(b, kept[b.name]) for b in benchmarks}
 
 
-def averages(benchmarks: Mapping[str, Mapping[str, Any]]) -> dict[str, float]:
-    """Mean over the benchmarks of each of the paper's groups of which all are there, as a fraction."""
-    groups = paper_results()["groups"].items()
-    return {g: fmean(benchmarks[n]["mean"] for n in names) for g, names in groups if set(names) <= benchmarks.keys()}
+def averages(benchmarks: Mapping[str, Mapping[str, Any]], published: Published) -> dict[str, float]:
+    """Mean over the benchmarks of each published group of which all are there, as a fraction."""
+    groups = published.complete_groups(benchmarks)
+    return {group: fmean(benchmarks[name]["mean"] for name in published.groups[group]) for group in groups}
 
 
 def oat_like(
@@ -55,13 +55,12 @@ def oat_like(
     return {name: _difference(found) for name, found in graded.items()}
 
 
-def write(folder: Path, results: dict[str, Any]) -> list[Path]:
-    """Write results.json, results.md and results.png, each complete or not at all; returns their paths."""
-    tables = result_tables(results)
-    for name, text in (("results.json", json.dumps(results, indent=1) + "\n"), ("results.md", markdown(tables))):
-        write_atomically(folder / name, text)
-    write_png(tables, folder / "results.png")
-    return [folder / f"results.{kind}" for kind in ("json", "md", "png")]
+def write(folder: Path, results: dict[str, Any], published: Published) -> list[Path]:
+    """Write results.json and results.md, each complete or not at all; returns their paths."""
+    contents = {"json": json.dumps(results, indent=1) + "\n", "md": markdown(result_tables(results, published))}
+    for kind, content in contents.items():
+        write_atomically(folder / f"results.{kind}", content)
+    return [folder / f"results.{kind}" for kind in contents]
 
 
 def _figures(benchmark: Benchmark, rows: list[dict]) -> dict[str, Any]:

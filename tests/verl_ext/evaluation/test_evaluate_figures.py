@@ -1,4 +1,4 @@
-"""Figures of an evaluation against enumeration and hand calculation; the paper's rows; the other grader."""
+"""Figures of an evaluation against enumeration and hand calculation; the other grader."""
 
 from itertools import combinations
 from math import sqrt
@@ -6,7 +6,6 @@ from statistics import pstdev
 
 import pytest
 
-from recipe.exgrpo.presets.paper_results import guess_backbone, paper_results
 from verl_ext.evaluation.oat_like import boxed_answer, normalised, oat_like_score
 from verl_ext.evaluation.statistics import pass_at_k, standard_error_questions, standard_error_samples, summarise
 from verl_ext.rewards import compute_score, shared_grader
@@ -53,35 +52,6 @@ def test_summary():
 
 def test_pass_at_k_stops_at_the_last_power_of_two():
     assert set(summarise([[1.0] * 6], [1] * 6, [False] * 6)["pass_at"]) == {"1", "2", "4"}
-
-
-def test_paper_rows_agree_with_their_averages():
-    paper = paper_results()
-    for backbone in paper["backbones"].values():
-        for row in backbone["rows"]:
-            assert (
-                set(row["scores"]) == set(paper["titles"]) == {n for group in paper["groups"].values() for n in group}
-            )
-            for group, names in paper["groups"].items():
-                mean = sum(row["scores"][name] for name in names) / len(names)
-                assert row["averages"][group] == pytest.approx(mean, abs=0.1)  # as printed: it rounds either way
-    assert paper["backbones"]["qwen2.5-math-7b"]["rows"][-1]["scores"]["aime24"] == 31.6
-    assert len(paper["backbones"]) == 6
-
-
-@pytest.mark.parametrize(
-    ("model", "backbone"),
-    [
-        ("Qwen/Qwen2.5-Math-1.5B", "qwen2.5-math-1.5b"),
-        ("Elliott/Qwen2.5-Math-7B-16k-think", "qwen2.5-math-7b"),
-        ("Elliott/LUFFY-Qwen-Math-7B-Zero", "luffy"),
-        ("meta-llama/Llama-3.1-8B-Instruct", "llama-3.1-8b-instruct"),
-        ("meta-llama/Llama-3.1-8B", "llama-3.1-8b"),
-        ("data/toy/model", None),
-    ],
-)
-def test_backbone_is_guessed_from_the_name(model, backbone):
-    assert guess_backbone(model) == backbone
 
 
 @pytest.mark.parametrize(
