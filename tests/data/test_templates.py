@@ -1,7 +1,11 @@
-"""Each prompt template against its expected text, in messages and rendered by a tokenizer."""
+"""Each prompt template against its expected text and the authors' rows, in messages and rendered by a tokenizer."""
 
+import hashlib
+import re
 import sys
+from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
@@ -15,11 +19,13 @@ THOUGHT = (
     "Your task is to follow a systematic, thorough reasoning process before providing the final solution. This involves "
     "analyzing, summarizing, exploring, reassessing, and refining your thought process through multiple iterations. "
     "Structure your response into two sections: Thought and Solution. In the Thought section, present your reasoning "
-    'using the format: "<think>\\n {thoughts} </think>\\n". Each thought should include detailed analysis, '
-    'brainstorming, verification, and refinement of ideas. After "</think>\\n," in the Solution section, provide the '
+    'using the format: "<think>\n {thoughts} </think>\n". Each thought should include detailed analysis, '
+    'brainstorming, verification, and refinement of ideas. After "</think>\n," in the Solution section, provide the '
     "final, logical, and accurate answer, clearly derived from the exploration in the Thought section. If applicable, "
     "include the answer in \\boxed{} for closed-form results like multiple choices or mathematical solutions."
 )
+# SHA-256 of the system message of all 2,259 rows of the authors' valid.parquet, for machines without that file.
+THOUGHT_SHA256 = "a8747f1674d341836ab8fae3c29263fee4dd555f07259cdbc6dadf4104ea8926"
 BOXED = "Please reason step by step, and put your final answer within \\boxed{}."
 CHATML = (
     "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
@@ -32,6 +38,7 @@ EXPECTED = {
     "plain": [USER],
     "llama_base": [{"role": "user", "content": f"User: {QUESTION}\nAnswer: Let's think step by step.\n"}],
 }
+AUTHORS_ROWS = Path(__file__).resolve().parents[3] / "shared" / "data" / "exgrpo" / "valid.parquet"
 
 
 @pytest.fixture
@@ -54,6 +61,27 @@ def test_the_four_templates_and_no_other():
 @pytest.mark.parametrize("name", EXPECTED)
 def test_messages(name):
     assert load_template(name).render(QUESTION) == EXPECTED[name]
+
+
+def test_thought_has_the_bytes_of_the_authors_system_message():
+    [system, user] = load_template("thought").render(QUESTION)
+    assert hashlib.sha256(system["content"].encode()).hexdigest() == THOUGHT_SHA256
+    assert user == USER  # the question stands bare in the authors' rows, too
+
+
+@pytest.mark.skipif(not AUTHORS_ROWS.is_file(), reason="the authors' valid.parquet is not here")
+def test_thought_makes_the_prompt_of_every_row_of_the_authors():
+    prompts = pq.read_table(AUTHORS_ROWS, columns=["prompt"])["prompt"].to_pylist()
+    template = load_template("thought")
+    assert len(prompts) == 2259
+    assert all(prompt == template.render(prompt[-1]["content"]) for prompt in prompts)
+
+
+@pytest.mark.parametrize("name", EXPECTED)
+def test_no_template_spells_a_line_break_as_backslash_n(name):
+    template = load_template(name)
+    for text in (template.assistant_opening, *(content for _, content in template.messages)):
+        assert not re.search(r"\\[nrt](?![a-z])", text)
 
 
 @pytest.mark.parametrize("name", EXPECTED)
