@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 
 WEIGHTINGS = ("gaussian", "uniform", "linear", "sqrt", "linear_clip")
 EVICTIONS = ("oldest", "highest_entropy", "most_reused")
-FINGERPRINT = ("model", "tokenizer", "group_size")
+FINGERPRINT = ("model", "tokenizer", "group_size", "policy", "chat_template", "prompt", "temperature", "length")
 LOG_PROB_DTYPES = ("float32", "float16")
 BANDS = ("easy", "medium", "hard")
 
@@ -60,7 +60,8 @@ class BookkeepingConfig:
 
     A group of K with s successes retires its question when s = K; updates bucket and buffer when lower < s <= upper
     (`upper: null` means K - 1); and makes the question ineligible when s = 0, unless `keep_unsolved` (released code). With
-    `fresh_only` s counts this step's rollouts only, scaled to K, and not the replayed success.
+    `fresh_only` s counts this step's rollouts only, scaled to K, and not the replayed success. `retire_from_start` retires
+    solved questions before replay has started as well (released code).
 
     `outcome: reward_spread` is for continuous rewards (section 5.3): a question's bucket follows its group's reward standard
     deviation, min-max normalised over the batch, and rollouts above their group's mean are stored. No question retires then;
@@ -74,6 +75,7 @@ class BookkeepingConfig:
     fresh_only: bool = False
     keep_unsolved: bool = False
     retire: bool = True
+    retire_from_start: bool = False
     review_interval: int = 0
     review_share: float = 0.1
     success_threshold: float = 0.5
@@ -124,18 +126,23 @@ class LossConfig:
     `shaping: policy` is f(w) = w / (w + beta); `none` is f(w) = w; `clip` is the PPO clip on w (both Table 6).
     `importance: past` divides by the stored pi_past; `old` by pi_old (Table 6: no IS correction).
     `fresh_clip: always` clips fresh tokens (Eq. 4); `before_replay` stops clipping once replay is on (released code); `never`.
+    `scale: dr_grpo` divides the sum over a sequence's tokens by a constant length and by the number of sequences. `released`
+    is the released code's: the policy term is not divided by the number of sequences on a rank, and the entropy term is a mean
+    over the tokens of a micro-batch, summed over micro-batches (so it depends on how rows are packed).
     """
 
     shaping: str = "policy"
     beta: float = 0.1
     importance: str = "past"
     fresh_clip: str = "always"
+    scale: str = "dr_grpo"
 
     def __post_init__(self) -> None:
         _one_of("exgrpo.loss.shaping", self.shaping, ("policy", "none", "clip"))
         _require(self.beta > 0, f"exgrpo.loss.beta must be positive; got {self.beta}.")
         _one_of("exgrpo.loss.importance", self.importance, ("past", "old"))
         _one_of("exgrpo.loss.fresh_clip", self.fresh_clip, ("always", "before_replay", "never"))
+        _one_of("exgrpo.loss.scale", self.scale, ("dr_grpo", "released"))
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ The loss is set once on the workers through the public `set_loss_fn`, the advant
 """
 
 from collections import defaultdict
+from collections.abc import Callable
 
 import numpy as np
 import torch
@@ -12,6 +13,7 @@ from tensordict import TensorDict
 from verl.trainer.ppo.core_algos import agg_loss, kl_penalty, register_adv_est
 from verl.utils import tensordict_utils as tu
 from verl.utils.metric import AggregationType, Metric
+from verl.utils.torch_functional import masked_mean
 from verl.workers.config import ActorConfig
 from verl.workers.utils.padding import no_padding_2_padding
 
@@ -61,6 +63,23 @@ def _normaliser(config: ActorConfig, data: TensorDict) -> dict:
     }
 
 
+def _averages(config: ActorConfig, scale: str, data: TensorDict) -> tuple[Callable, Callable]:
+    """How token losses and other token terms are averaged, as functions of (values, mask): `exgrpo.loss.scale`.
+
+    Gradients are averaged over ranks, so that verl's normaliser carries a factor of their number, which the released code's
+    has not.
+    """
+    norm = _normaliser(config, data)
+
+    def constant(values: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        return agg_loss(loss_mat=values, loss_mask=mask, **norm)
+
+    if scale == "dr_grpo":
+        return constant, constant
+    rows = norm["global_batch_size"] / norm["dp_size"]
+    return lambda values, mask: constant(values, mask) * rows, masked_mean
+
+
 def _padded(values: torch.Tensor | None, data: TensorDict) -> torch.Tensor | None:
     return None if values is None else no_padding_2_padding(values, data)
 
@@ -87,7 +106,8 @@ def exgrpo_loss(
     is_replayed = data[FLAG].bool()
     replay_active = bool(tu.get_non_tensor_data(data, "replay_active", default=True))
     log_prob, entropy = _padded(model_output["log_probs"], data), _padded(model_output.get("entropy"), data)
-    norm, clip = _normaliser(config, data), clip_range(config)
+    average, average_term = _averages(config, loss_config.scale, data)
+    clip = clip_range(config)
     tokens = data.select(*[name for name in TOKEN_FIELDS if name in data]).to_padded_tensor()
     mask = tokens["response_mask"].bool() & data[IN_UPDATE].bool().unsqueeze(-1)
     token_loss = mixed_policy_loss(
@@ -103,14 +123,14 @@ def exgrpo_loss(
         # They correct today's rollout engine. A stored trajectory has its own correction, or by `importance: old` none.
         weights = tokens["rollout_is_weights"]
         token_loss = token_loss * torch.where(is_replayed.unsqueeze(-1), torch.ones_like(weights), weights)
-    terms = {"actor/pg_loss": agg_loss(loss_mat=token_loss, loss_mask=mask, **norm)}
+    terms = {"actor/pg_loss": average(token_loss, mask)}
     loss = terms["actor/pg_loss"]
     if entropy is not None:
-        terms["actor/entropy_loss"] = agg_loss(loss_mat=entropy, loss_mask=mask, **norm)
+        terms["actor/entropy_loss"] = average_term(entropy, mask)
         loss = loss - config.entropy_coeff * terms["actor/entropy_loss"]
     if config.use_kl_loss:
         divergence = kl_penalty(logprob=log_prob, ref_logprob=tokens["ref_log_prob"], kl_penalty=config.kl_loss_type)
-        terms["kl_loss"] = agg_loss(loss_mat=divergence, loss_mask=mask, **norm)
+        terms["kl_loss"] = average_term(divergence, mask)
         loss = loss + terms["kl_loss"] * config.kl_loss_coef
     terms |= _token_sums(log_prob.detach(), tokens, mask, is_replayed, loss_config.beta, clip)
     return loss, Metric.from_dict(terms, aggregation=AggregationType.SUM)

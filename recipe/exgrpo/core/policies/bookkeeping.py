@@ -70,6 +70,12 @@ class Bookkeeping:
         elif self.store.latest_count(question) is not None:
             self.store.record(question, 0)
 
+    def retire_solved(self, groups: Sequence[Group], report: Report) -> None:
+        """Retire what all K solved and leave everything else (`bookkeeping.retire_from_start`, before replay)."""
+        for group in groups:
+            if group.size == self.store.group_size == success_count(group, group.size, self.config):
+                self._solved(group.question, report)
+
     def review(self, step: int, rng: np.random.Generator, waiting: Collection[str]) -> list[str]:
         """A share of the retired questions every `review_interval` steps, at random; those `waiting` already left out.
 

@@ -121,6 +121,11 @@ class ExGRPO(Replay):
         first = self.rank(self.store.candidates(rows), scores, self.context(step))[0]
         return self.take(int(rows[first]), step)
 
+    def finish(self, groups: Sequence[Group], tools: Tools, step: int, pass_rate: float) -> None:
+        if not self.active and self.config.bookkeeping.retire_from_start:
+            self.bookkeeping.retire_solved(groups, self.report)
+        super().finish(groups, tools, step, pass_rate)
+
     def collect(self, groups: Sequence[Group], tools: Tools, step: int) -> None:
         """Grade all groups, store what is admitted of those solved in part, and review."""
         context = self.context(step)
