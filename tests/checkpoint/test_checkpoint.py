@@ -1,4 +1,4 @@
-"""Experience checkpoints: round trips, incremental saving, refusals, fall-back, fingerprints."""
+"""Experience checkpoints: round trips, incremental saving, refusals, fall-back."""
 
 import ast
 import hashlib
@@ -15,29 +15,20 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
-import recipe.exgrpo.checkpoint.checkpointer
 import recipe.exgrpo.checkpoint.writer
 import recipe.exgrpo.core.buffer.experience
-from recipe.exgrpo.checkpoint.checkpointer import (
-    CorruptState,
-    ExperienceCheckpointer,
-    ExperienceStateError,
-    ForeignState,
-    MismatchedState,
-    MissingState,
-    NewerState,
-    find_newest_intact,
-    open_checkpoint,
-    read_manifest,
-    verify_checkpoint,
-)
+from recipe.exgrpo.checkpoint.checkpointer import ExperienceCheckpointer
+from recipe.exgrpo.checkpoint.errors import CorruptState, ForeignState, MissingState, NewerState
 from recipe.exgrpo.checkpoint.format import encoded
-from recipe.exgrpo.core.buffer import ExperienceBuffer, Response
+from recipe.exgrpo.checkpoint.stored import Stored, newest_intact, problems_of
+from recipe.exgrpo.checkpoint.tensors import read_tensors
+from recipe.exgrpo.core.buffer import ExperienceBuffer, Origin, Provenance, Response
 from recipe.exgrpo.core.config import BufferConfig, QuestionConfig
 from recipe.exgrpo.core.sampler import sample_questions
+from verl_ext.files import FileRecord
 
 K = 4
-PRINT = {"model": "qwen2-64", "tokenizer": "abc", "group_size": K}
+PRINT = {"model": "qwen2-64", "tokenizer": "abc", "group_size": K, "policy": "exgrpo"}
 
 
 def grow(buffer, questions, rng, step=0):
@@ -48,14 +39,43 @@ def grow(buffer, questions, rng, step=0):
         buffer.record(f"q{i}", int(rng.integers(1, K)))
 
 
-@pytest.fixture
-def buffer():
+def grow_groups(buffer, questions, rng, step=0):
+    """As zero-variance refill stores: whole groups with their prompts, equal responses, tokens that are not the model's."""
+    for i in questions:
+        group, prompt = buffer.new_group(), rng.integers(0, 99, 5)
+        for _ in range(2):
+            response = Response([i, 7, 8], [-1.0, 0.0, -0.5], mask=[True, i % 2 == 0, True], prompt_ids=prompt)
+            where = Provenance(group, successes=2, size=K, advantage=0.5)
+            buffer.add(f"q{i}", response, 1.0, step, provenance=where, keep_prompt=True, keep_duplicates=True)
+
+
+def exgrpo_store():
     made = ExperienceBuffer(K)
     grow(made, range(30), np.random.default_rng(0))
     made.retire("q7")
     made.mark_scored(made.rows("q3"), [0.5, 0.25])
     made.mark_used(int(made.rows("q3")[0]), 2)
     return made
+
+
+def refill_store():
+    made = ExperienceBuffer(K)
+    made.origin = Origin("rollout", "template", 0.6)
+    grow_groups(made, range(30), np.random.default_rng(0))
+    made.retire("q7")
+    made.mark_scored(made.rows("q3"), [0.5, 0.25], [0.75, 1.0], [0.1, 0.2])
+    made.mark_used(made.rows("q3"), 2)
+    made.drop(made.rows("q5"), "reuse")
+    grow(made, [5], np.random.default_rng(1))
+    return made
+
+
+STORES = {"exgrpo": exgrpo_store, "refill": refill_store}
+
+
+@pytest.fixture
+def buffer():
+    return exgrpo_store()
 
 
 @pytest.fixture
@@ -77,11 +97,13 @@ def segments(step_dir):
     return sorted((step_dir / "experience").glob("segment-*"))
 
 
-def test_round_trip(tmp_path, buffer, checkpointer):
+@pytest.mark.parametrize("kind", STORES)
+def test_round_trip(tmp_path, kind, checkpointer):
+    buffer = STORES[kind]()
     checkpointer.save(tmp_path / "global_step_5", buffer, {"step": 5, "flags": [True, None, 0.1]})
-    loaded, extra = ExperienceCheckpointer(PRINT).load(tmp_path / "global_step_5")
+    loaded, stored = ExperienceCheckpointer(PRINT).load(tmp_path / "global_step_5")
     assert same_state(buffer, loaded)
-    assert extra == {"step": 5, "flags": [True, None, 0.1]}
+    assert stored.extra == {"step": 5, "flags": [True, None, 0.1]}
     assert sorted(p.name for p in (tmp_path / "global_step_5").iterdir()) == ["experience"]
 
 
@@ -117,9 +139,9 @@ def test_hundred_plans_after_loading_are_those_of_never_stopping(tmp_path, check
     grow(buffer, range(60), rng)
     steps(buffer, rng, 0, 15)
     checkpointer.save(tmp_path / "global_step_15", buffer, {"rng": rng.bit_generator.state})
-    loaded, extra = ExperienceCheckpointer(PRINT).load(tmp_path / "global_step_15", config)
+    loaded, stored = ExperienceCheckpointer(PRINT).load(tmp_path / "global_step_15", config)
     again = np.random.default_rng(0)
-    again.bit_generator.state = extra["rng"]
+    again.bit_generator.state = stored.extra["rng"]
     expected = steps(buffer, rng, 15, 100)
     assert steps(loaded, again, 15, 100) == expected
     assert sum(map(len, expected)) > 300
@@ -144,8 +166,6 @@ def test_files_are_plain_safetensors_with_the_listed_checksums(tmp_path, buffer,
 
 
 def test_a_file_of_the_safetensors_library_is_readable(tmp_path):
-    from recipe.exgrpo.checkpoint.tensors import FileRecord, read_tensors
-
     tensors = {"a": np.arange(5, dtype=np.int32), "b": np.linspace(0, 1, 3), "c": np.zeros(0, np.float16)}
     raw = safetensors.numpy.save(tensors)
     (tmp_path / "x").write_bytes(raw)
@@ -220,14 +240,14 @@ def test_dead_rows_are_compacted_beyond_their_share(tmp_path, buffer, checkpoint
     buffer.retire("q0")
     checkpointer.save(tmp_path / "global_step_2", buffer, {})
     assert segments(tmp_path / "global_step_2")[0].stat().st_nlink == 2
-    assert read_manifest(tmp_path / "global_step_2/experience")["counts"]["dead_trajectories"] == 2
+    assert Stored.open(tmp_path / "global_step_2").manifest["counts"]["dead_trajectories"] == 2
     for i in range(20):
         buffer.retire(f"q{i}")
     checkpointer.save(tmp_path / "global_step_3", buffer, {})
-    assert read_manifest(tmp_path / "global_step_3/experience")["counts"]["dead_trajectories"] == 0
+    assert Stored.open(tmp_path / "global_step_3").manifest["counts"]["dead_trajectories"] == 0
     assert sum(p.stat().st_size for p in segments(tmp_path / "global_step_3")) < size / 2
     for step in (2, 3):
-        assert verify_checkpoint(tmp_path / f"global_step_{step}") == []
+        assert problems_of(tmp_path / f"global_step_{step}") == []
     assert same_state(buffer, ExperienceCheckpointer(PRINT).load(tmp_path / "global_step_3")[0])
 
 
@@ -255,8 +275,8 @@ def test_saving_a_step_again_replaces_it(tmp_path, buffer, checkpointer):
     for value in range(3):
         buffer.retire(f"q{value}")
         checkpointer.save(tmp_path / "global_step_1", buffer, {"value": value})
-        loaded, extra = ExperienceCheckpointer(PRINT).load(tmp_path / "global_step_1")
-        assert extra == {"value": value}
+        loaded, stored = ExperienceCheckpointer(PRINT).load(tmp_path / "global_step_1")
+        assert stored.extra == {"value": value}
         assert same_state(buffer, loaded)
     assert [p.name for p in (tmp_path / "global_step_1").iterdir()] == ["experience"]
 
@@ -265,30 +285,11 @@ def test_state_moved_aside_by_an_unfinished_replacement_is_read(tmp_path, buffer
     checkpointer.save(tmp_path / "global_step_1", buffer, {"value": 1})
     (tmp_path / "global_step_1/experience").rename(tmp_path / "global_step_1/.experience.old")
     resumed = ExperienceCheckpointer(PRINT)
-    loaded, extra = resumed.load(tmp_path / "global_step_1")
-    assert extra == {"value": 1}
+    loaded, stored = resumed.load(tmp_path / "global_step_1")
+    assert stored.extra == {"value": 1}
     resumed.save(tmp_path / "global_step_1", loaded, {"value": 2})
     assert [p.name for p in (tmp_path / "global_step_1").iterdir()] == ["experience"]
     assert same_state(buffer, ExperienceCheckpointer(PRINT).load(tmp_path / "global_step_1")[0])
-
-
-def test_background_save_writes_the_state_at_the_call(tmp_path, buffer, checkpointer):
-    buffer.unretire("q7")
-    arrays, meta = buffer.state()
-    checkpointer.save(tmp_path / "global_step_1", buffer, {"n": 1}, background=True)
-    steps(buffer, np.random.default_rng(0), 1, 20)
-    checkpointer.wait()
-    loaded, _ = ExperienceCheckpointer(PRINT).load(tmp_path / "global_step_1")
-    assert same_state(ExperienceBuffer.from_state(arrays, meta), loaded)
-
-
-def test_background_failure_is_raised_by_the_next_call(tmp_path, buffer, checkpointer):
-    (tmp_path / "global_step_1").write_text("a file where the folder should be")
-    checkpointer.save(tmp_path / "global_step_1", buffer, {}, background=True)
-    with pytest.raises(ExperienceStateError, match=r"global_step_1.*was not saved"):
-        checkpointer.save(tmp_path / "global_step_2", buffer, {})
-    checkpointer.save(tmp_path / "global_step_2", buffer, {})
-    assert verify_checkpoint(tmp_path / "global_step_2") == []
 
 
 def test_extra_must_be_json(tmp_path, buffer, checkpointer):
@@ -304,7 +305,7 @@ def test_prune_keeps_what_is_named(tmp_path, buffer, checkpointer):
     removed = checkpointer.prune(tmp_path, keep=[tmp_path / "global_step_15"])
     assert removed == [tmp_path / "global_step_10", tmp_path / "global_step_5"]
     assert sorted(p.name for p in (tmp_path / "global_step_5").iterdir()) == ["data.pt"]
-    assert verify_checkpoint(tmp_path / "global_step_15") == []
+    assert problems_of(tmp_path / "global_step_15") == []
 
 
 # ---- refusals
@@ -345,7 +346,7 @@ def test_damaged_files_are_refused_by_name(folder, name, damage, kind, reason):
     with pytest.raises(kind, match=reason) as caught:
         ExperienceCheckpointer(PRINT).load(folder.parent)
     assert caught.value.file == folder / f"{name}.safetensors"
-    assert [type(p) for p in verify_checkpoint(folder.parent)] == [kind]
+    assert [type(p) for p in problems_of(folder.parent)] == [kind]
 
 
 @pytest.mark.parametrize(
@@ -368,9 +369,10 @@ def test_bad_manifests_are_refused(folder, change, kind, reason):
         ExperienceCheckpointer(PRINT).load(folder.parent)
 
 
-def test_every_single_flipped_byte_is_detected(tmp_path, checkpointer):
+@pytest.mark.parametrize("add", [grow, grow_groups])
+def test_every_single_flipped_byte_is_detected(tmp_path, checkpointer, add):
     small = ExperienceBuffer(K)
-    grow(small, range(2), np.random.default_rng(0))
+    add(small, range(2), np.random.default_rng(0))
     checkpointer.save(tmp_path / "global_step_5", small, {"rng": 1})
     folder = tmp_path / "global_step_5" / "experience"
     rng, files = np.random.default_rng(0), sorted(folder.iterdir())
@@ -381,10 +383,10 @@ def test_every_single_flipped_byte_is_detected(tmp_path, checkpointer):
             damaged = bytearray(raw)
             damaged[at] ^= int(rng.integers(1, 256))
             path.write_bytes(damaged)
-            assert verify_checkpoint(folder.parent), f"byte {at} of {path.name}"
+            assert problems_of(folder.parent), f"byte {at} of {path.name}"
             flipped += 1
         path.write_bytes(raw)
-    assert verify_checkpoint(folder.parent) == []
+    assert problems_of(folder.parent) == []
     assert flipped > 3000
 
 
@@ -432,13 +434,16 @@ def test_no_module_of_the_buffer_can_unpickle_or_evaluate():
 
 
 def test_checkpoint_modules_need_no_verl_ray_or_torch():
-    code = "import sys, recipe.exgrpo.checkpoint.checkpointer; print([m for m in ('verl', 'ray', 'torch') if m in sys.modules])"
-    root = Path(recipe.exgrpo.checkpoint.checkpointer.__file__).parents[3]
+    code = (
+        "import sys, recipe.exgrpo.checkpoint.checkpointer, recipe.exgrpo.checkpoint.resume;"
+        "print([m for m in ('verl', 'ray', 'torch') if m in sys.modules])"
+    )
+    root = Path(recipe.exgrpo.checkpoint.writer.__file__).parents[3]
     done = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True)
     assert done.stdout.strip() == "[]"
 
 
-# ---- fall-back and fingerprints
+# ---- fall-back
 
 
 def test_fall_back_takes_the_newest_intact_and_says_what_was_lost(tmp_path, buffer, checkpointer, caplog):
@@ -450,17 +455,17 @@ def test_fall_back_takes_the_newest_intact_and_says_what_was_lost(tmp_path, buff
     with pytest.raises(CorruptState):
         checkpointer.load(tmp_path / "global_step_15")
     with caplog.at_level(logging.ERROR):
-        loaded, extra = checkpointer.load(tmp_path / "global_step_15", fall_back=True)
-    assert extra == {"step": 5}
+        loaded, stored = checkpointer.load(tmp_path / "global_step_15", fall_back=True)
+    assert stored.extra == {"step": 5}
     assert "LOST EXPERIENCE" in caplog.text
     assert "rows.safetensors" in caplog.text
     assert "60 trajectories of 31 questions; the lost state had 64 of 33" in caplog.text
     assert loaded.stats(0)["trajectories"] == 60
-    newest, problems = find_newest_intact(tmp_path)
+    newest, problems = newest_intact(tmp_path)
     assert newest == tmp_path / "global_step_20"
     assert problems == {}
     shutil.rmtree(tmp_path / "global_step_20")
-    newest, problems = find_newest_intact(tmp_path)
+    newest, problems = newest_intact(tmp_path)
     assert newest == tmp_path / "global_step_5"
     assert [p.name for p in problems] == ["global_step_15", "global_step_10"]
 
@@ -469,42 +474,6 @@ def test_fall_back_without_anything_intact_raises(tmp_path, folder):
     flip(folder / "rows.safetensors", 40)
     with pytest.raises(CorruptState):
         ExperienceCheckpointer(PRINT).load(folder.parent, fall_back=True)
-
-
-@pytest.mark.parametrize("key", ["model", "tokenizer", "group_size"])
-def test_changed_fingerprint_is_refused_even_with_fall_back(folder, key):
-    now = ExperienceCheckpointer(PRINT | {key: 6 if key == "group_size" else "other"})
-    with pytest.raises(MismatchedState, match=f"saved with {key} .*Refused unless allowed"):
-        now.load(folder.parent, fall_back=True, allow={"model", "tokenizer", "group_size"} - {key})
-
-
-def test_allowed_group_size_change_scales(folder, buffer, tmp_path):
-    now = ExperienceCheckpointer(PRINT | {"group_size": 8})
-    loaded, _ = now.load(folder.parent, allow={"group_size"})
-    assert loaded.group_size == 8
-    assert loaded.latest_count("q3") == 2 * buffer.latest_count("q3")
-    now.save(tmp_path / "global_step_6", loaded, {})
-    assert same_state(loaded, ExperienceCheckpointer(PRINT | {"group_size": 8}).load(tmp_path / "global_step_6")[0])
-
-
-def test_allowed_tokenizer_change_keeps_counts_only(folder, buffer, caplog):
-    loaded, _ = ExperienceCheckpointer(PRINT | {"tokenizer": "new"}).load(folder.parent, allow={"tokenizer"})
-    assert loaded.stats(0)["trajectories"] == 0
-    assert loaded.latest_count("q3") == buffer.latest_count("q3")
-    assert loaded.retired == ["q7"]
-    assert "58 trajectories dropped" in caplog.text
-
-
-def test_allowed_model_change_keeps_everything(folder, buffer):
-    loaded, _ = ExperienceCheckpointer(PRINT | {"model": "new"}).load(folder.parent, allow={"model"})
-    assert same_state(buffer, loaded)
-
-
-def test_fingerprint_must_be_complete_and_true(tmp_path, buffer):
-    with pytest.raises(ValueError, match="tokenizer is missing"):
-        ExperienceCheckpointer({"model": "m", "group_size": 4})
-    with pytest.raises(ValueError, match="group_size 4 and the fingerprint 8"):
-        ExperienceCheckpointer(PRINT | {"group_size": 8}).save(tmp_path / "global_step_1", buffer, {})
 
 
 def test_log_prob_dtype_may_change_between_runs(tmp_path, folder, buffer):
@@ -516,12 +485,13 @@ def test_log_prob_dtype_may_change_between_runs(tmp_path, folder, buffer):
     assert same_state(half, ExperienceCheckpointer(PRINT).load(tmp_path / "global_step_6", config)[0])
 
 
-def test_open_checkpoint_maps_without_checking_tokens(folder, buffer):
-    opened, manifest = open_checkpoint(folder)
-    assert same_state(buffer, opened)
-    assert manifest["counts"]["trajectories"] == 58
+def test_a_reader_in_a_hurry_compares_no_checksums(folder, buffer):
+    stored = Stored.open(folder)
+    assert same_state(buffer, stored.buffer())
+    assert stored.manifest["counts"]["trajectories"] == 58
+    assert stored.step == 5
     segment = folder / "segment-000000.safetensors"
     flip(segment, segment.stat().st_size * 3 // 4)  # in its tokens, which stand between wide and narrow columns
-    assert open_checkpoint(folder.parent)[0].stats(0)["trajectories"] == 58
+    assert stored.buffer(verify=False).stats(0)["trajectories"] == 58
     with pytest.raises(CorruptState):
-        open_checkpoint(folder.parent, verify=True)
+        stored.buffer()

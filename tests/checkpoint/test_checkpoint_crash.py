@@ -12,17 +12,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from recipe.exgrpo.checkpoint.checkpointer import (
-    ExperienceCheckpointer,
-    MissingState,
-    UnsavedState,
-    find_newest_intact,
-    verify_checkpoint,
-)
-from recipe.exgrpo.core.buffer import ExperienceBuffer, Response
+from recipe.exgrpo.checkpoint.checkpointer import ExperienceCheckpointer
+from recipe.exgrpo.checkpoint.errors import MissingState, UnsavedState
+from recipe.exgrpo.checkpoint.stored import newest_intact, problems_of
+from recipe.exgrpo.core.buffer import ExperienceBuffer, Provenance, Response
 
 K = 4
-PRINT = {"model": "m", "tokenizer": "t", "group_size": K}
+PRINT = {"model": "m", "tokenizer": "t", "group_size": K, "policy": "p"}
 KILLS = 200
 
 pytestmark = pytest.mark.slow
@@ -30,9 +26,12 @@ pytestmark = pytest.mark.slow
 
 def advance(buffer: ExperienceBuffer, version: int) -> None:
     """From version - 1 to version: new trajectories, changed counts, retirement (so that segments die and are compacted)."""
+    group = buffer.new_group()
     for i in range(3):
         ids = np.random.default_rng([version, i]).integers(0, 99, 40)
-        buffer.add(f"q{version % 20}", Response(ids, -ids / 10), 1.0, version)
+        response = Response(ids, -ids / 10, mask=ids % 5 > 0, prompt_ids=ids[:9])
+        where = Provenance(group, successes=3, size=K, advantage=0.25)
+        buffer.add(f"q{version % 20}", response, 1.0, version, provenance=where, keep_prompt=i == 0)
     buffer.record(f"q{version % 20}", version % K)
     buffer.retire(f"q{(version + 10) % 20}")
     buffer.unretire(f"q{(version + 10) % 20}")
@@ -59,7 +58,7 @@ def save_until_killed(root: Path, version: int, replace: bool, report) -> None:
 
 def newest(root: Path) -> Path | None:
     """The newest step with experience; what is there must be intact."""
-    found, problems = find_newest_intact(root)
+    found, problems = newest_intact(root)
     for errors in problems.values():
         assert [type(error) for error in errors] == [MissingState], errors
         assert "there is no experience state" in errors[0].reason
@@ -96,7 +95,8 @@ def test_kill_leaves_the_old_state_or_the_new(tmp_path, replace):
         if found is None:
             assert done == 0
             continue
-        loaded, extra = ExperienceCheckpointer(PRINT).load(found)
+        loaded, stored = ExperienceCheckpointer(PRINT).load(found)
+        extra = stored.extra
         assert extra["version"] in (done, begun)
         assert digest(loaded) == expected[extra["version"]]
         version = extra["version"]
@@ -137,8 +137,8 @@ def save_small_then_large(root: Path, step: int) -> str:
     large(buffer)
     with pytest.raises(UnsavedState) as caught:
         checkpointer.save(root / f"global_step_{step}", buffer, {"version": 2})
-    loaded, extra = ExperienceCheckpointer(PRINT).load(newest(root))
-    assert (extra, digest(loaded)) == ({"version": 1}, before)
+    loaded, stored = ExperienceCheckpointer(PRINT).load(newest(root))
+    assert (stored.extra, digest(loaded)) == ({"version": 1}, before)
     assert [p.name for p in root.glob("*/*")] == ["experience"]  # no half-written folder is left to fill the disk
     advance(loaded, 2)
     checkpointer.save(root / "global_step_9", loaded, {"version": 3})
@@ -181,4 +181,4 @@ def test_file_size_limit_leaves_the_old_state_and_a_clear_error(tmp_path, step):
     said = receive.recv()
     child.join()
     assert "experience was not saved (File too large)" in said
-    assert verify_checkpoint(tmp_path / "global_step_9") == []
+    assert problems_of(tmp_path / "global_step_9") == []

@@ -13,12 +13,12 @@ from transformers import PreTrainedTokenizerFast
 
 from recipe.exgrpo.checkpoint.checkpointer import ExperienceCheckpointer
 from recipe.exgrpo.cli.main import main
-from recipe.exgrpo.core.buffer import ExperienceBuffer, Response
+from recipe.exgrpo.core.buffer import ExperienceBuffer, Origin, Provenance, Response, prompt_hash
 from recipe.exgrpo.core.buffer.inspection import distribution, regrade, trajectories
 from verl_ext.text import printable
 
 WORDS = ["<pad>", "the", "answer", "is", "\\boxed{4}", "\\boxed{5}", "\x1b[31mred", "[bold]"]
-PRINT = {"model": "tiny", "tokenizer": "words", "group_size": 4}
+PRINT = {"model": "tiny", "tokenizer": "words", "group_size": 4, "policy": "exgrpo"}
 
 
 @pytest.fixture
@@ -42,6 +42,24 @@ def root(tmp_path):
     fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<pad>")
     fast.save_pretrained(tmp_path / "global_step_10" / "actor" / "huggingface")
     return tmp_path
+
+
+@pytest.fixture
+def refill_root(tmp_path):
+    """Step 6 of a run with zero-variance refill: one group of two, equal responses, prompts, a token of a tool's."""
+    buffer = ExperienceBuffer(4)
+    buffer.origin = Origin("rollout", "abc", 0.6)
+    group = Provenance(buffer.new_group(), successes=2, size=4, advantage=0.5)
+    for _ in range(2):
+        response = Response([1, 2, 3, 4], [-0.5, 0.0, -0.5, -0.5], [True, False, True, True], prompt_ids=[5, 6])
+        buffer.add("7", response, 1.0, 3, provenance=group, keep_prompt=True, keep_duplicates=True)
+    buffer.origin = Origin("import", "", 1.0)
+    buffer.add("8", Response([1, 2], [-1.0, -1.0]), 0.0, 4)
+    buffer.mark_scored([0], [0.5], [0.75], [0.01])
+    buffer.mark_used([0, 1], 5)
+    fingerprint = PRINT | {"policy": "refill"}
+    ExperienceCheckpointer(fingerprint).save(tmp_path / "refill/global_step_6", buffer, {"rng": {}})
+    return tmp_path / "refill"
 
 
 @pytest.fixture
@@ -76,6 +94,7 @@ def test_summary(root, answer):
     assert report["entropy"]["mean"] == 1.0
     assert report["use_count"]["max"] == 1
     assert report["length"]["min"] == 3
+    assert report["advantage"] == {"n": 0}
     assert report["fingerprint"] == PRINT
     assert report["checkpoint"]["dead_trajectories"] == 1  # of the retired question
 
@@ -88,15 +107,58 @@ def test_a_path_may_be_the_folder_the_step_or_the_root(root, answer, path):
 def test_summary_as_tables(root, inspect):
     code, printed = inspect(root)
     assert code == 0
-    for text in ("eligible questions", "1/4", "entropy, nats", "bytes on disk", "tiny"):
+    for text in ("eligible questions", "1/4", "entropy, nats per token", "bytes on disk", "tiny", "exgrpo", "rollout"):
         assert text in printed.out
+
+
+def test_summary_of_refill(refill_root, answer, inspect):
+    report = answer(refill_root)
+    assert report["fingerprint"]["policy"] == "refill"
+    assert (report["trajectories"], report["groups"], report["with_prompt"], report["eligible"]) == (3, 1, 2, 0)
+    assert report["origins"] == [
+        {"source": "rollout", "chat_template": "abc", "temperature": 0.6, "trajectories": 2},
+        {"source": "import", "chat_template": "", "temperature": 1.0, "trajectories": 1},
+    ]
+    assert (report["advantage"]["n"], report["advantage"]["mean"]) == (2, 0.5)
+    assert (report["nll"]["mean"], report["drift"]["n"], report["reward"]["min"]) == (0.75, 1, 0)
+    assert "import" in inspect(refill_root)[1].out
+
+
+def test_every_option_works_for_refill(refill_root, root, answer, tmp_path):
+    assert answer(refill_root, "--verify")["intact"]
+    assert answer("--diff", root, refill_root)["trajectories"] == {"a": 4, "b": 3, "added": 3, "removed": 4}
+    assert answer("--diff", refill_root, refill_root)["trajectories"] == {"a": 3, "b": 3, "added": 0, "removed": 0}
+    assert len(answer(refill_root, "--plot", "--export", "jsonl", "--out", tmp_path)["written"]) == 2
+    tokenizer = root / "global_step_10/actor/huggingface"
+    data = dataset(tmp_path / "train.parquet", {"x7": "4", "x8": "4"}, question_ids=False)
+    report = answer(refill_root, "--regrade", "--data", data, "--tokenizer", tokenizer)
+    assert (report["graded"], report["not_in_data"], report["no_longer_pass"]) == (3, 0, [])
+
+
+def test_question_of_refill_shows_where_its_trajectories_come_from(refill_root, answer, inspect):
+    first, second = answer(refill_root, "--question", "7")["trajectories"]
+    assert first["log_probs"] == [-0.5, 0.0, -0.5, -0.5]
+    assert first["mask"] == [True, False, True, True]
+    assert first["prompt_ids"] == second["prompt_ids"] == [5, 6]
+    assert first["prompt_hash"] == f"{prompt_hash([5, 6]):016x}"
+    known = {"group": 0, "group_successes": 2, "group_size": 4, "advantage": 0.5, "source": "rollout"}
+    assert {key: first[key] for key in known} == known
+    assert (first["entropy"], first["nll"], second["nll"]) == (0.5, 0.75, None)
+    assert answer(refill_root, "--question", "8")["trajectories"][0]["group"] is None
+    out = " ".join(inspect(refill_root, "--question", "7")[1].out.split())
+    assert "question 7: no success count, 2 trajectories" in out
+    for text in (
+        "collected at step 3 (rollout, temperature 0.6)", "group 0 with 2 of 4 solved, advantage 0.5", "1 use",
+        "entropy 0.500, nll 0.750, drift 0.010", "1 of the tokens not the model's own", "stored with a prompt of 2 tokens",
+    ):  # fmt: skip
+        assert text in out
 
 
 def test_empty_experience(tmp_path, answer, inspect):
     ExperienceCheckpointer(PRINT).save(tmp_path / "global_step_1", ExperienceBuffer(4), {})
     assert answer(tmp_path)["age_steps"] == {"n": 0}
     assert inspect(tmp_path)[0] == 0
-    assert answer(tmp_path, "--plot", "--output", tmp_path)["written"] == [str(tmp_path / "experience_step_1.png")]
+    assert answer(tmp_path, "--plot", "--out", tmp_path)["written"] == [str(tmp_path / "experience_step_1.png")]
 
 
 def test_question_is_decoded_with_the_tokenizer_beside(root, answer):
@@ -154,15 +216,16 @@ def test_diff(root, answer, inspect):
     assert "trajectories added" in inspect("--diff", root / "global_step_5", root / "global_step_10")[1].out
 
 
-def dataset(path: Path, answers: dict[str, str]) -> Path:
+def dataset(path: Path, answers: dict[str, str], question_ids: bool = True) -> Path:
+    """A parquet file of questions with these answers; without `question_ids` keyed by their index alone, 7, 8, ..."""
     rows = [
         {
             "data_source": "gsm8k",
             "prompt": [{"role": "user", "content": "2 + 2?"}],
             "reward_model": {"style": "rule", "ground_truth": answer},
-            "extra_info": {"split": "train", "index": i, "question_id": question},
+            "extra_info": {"split": "train", "index": i} | ({"question_id": question} if question_ids else {}),
         }
-        for i, (question, answer) in enumerate(answers.items())
+        for i, (question, answer) in enumerate(answers.items(), 7)
     ]
     pd.DataFrame(rows).to_parquet(path)
     return path
@@ -188,7 +251,7 @@ def test_regrade_counts_what_the_grader_did_not_finish(root):
 
 
 def test_export_parquet_opens_in_pandas(root, answer, tmp_path):
-    (written,) = answer(root, "--export", "parquet", "--output", tmp_path / "out")["written"]
+    (written,) = answer(root, "--export", "parquet", "--out", tmp_path / "out")["written"]
     table = pd.read_parquet(written)
     assert written.endswith("experience_step_10.parquet")
     assert table["question"].tolist() == ["a", "a", "b", "d"]
@@ -197,18 +260,34 @@ def test_export_parquet_opens_in_pandas(root, answer, tmp_path):
     assert table["log_probs"][1].tolist() == [-0.25] * 4
     assert table["text"][0] == "the answer is \\boxed{4}"
     np.testing.assert_array_equal(table["entropy"], [0.5, 1.5, np.nan, np.nan])
+    assert table["group"].isna().all()
+    assert set(table["source"]) == {"rollout"}
     assert [p.name for p in (tmp_path / "out").iterdir()] == ["experience_step_10.parquet"]
 
 
+def test_export_of_refill_has_groups_prompts_and_masks(refill_root, answer, tmp_path):
+    (written,) = answer(refill_root, "--export", "parquet", "--out", tmp_path)["written"]
+    table = pd.read_parquet(written)
+    assert table["question"].tolist() == ["7", "7", "8"]
+    assert table["group"].fillna(-1).tolist() == [0, 0, -1]
+    assert table["group_successes"].tolist() == [2, 2, 0]
+    assert table["advantage"].tolist() == [0.5, 0.5, 0.0]
+    assert table["temperature"].tolist() == [0.6, 0.6, 1.0]
+    assert table["prompt_hash"].nunique() == 2
+    assert [ids.tolist() for ids in table["prompt_ids"]] == [[5, 6], [5, 6], []]
+    assert table["mask"][0].tolist() == [True, False, True, True]
+    np.testing.assert_array_equal(table["drift"], np.float32([0.01, np.nan, np.nan]))
+
+
 def test_export_jsonl_of_one_question(root, answer, tmp_path):
-    (written,) = answer(root / "global_step_5", "--export", "jsonl", "--question", "b", "--output", tmp_path)["written"]
+    (written,) = answer(root / "global_step_5", "--export", "jsonl", "--question", "b", "--out", tmp_path)["written"]
     (line,) = Path(written).read_text().splitlines()
     assert json.loads(line)["token_ids"] == [1, 2, 3, 4]
     assert "text" not in json.loads(line)
 
 
 def test_plot_is_a_picture(root, answer, tmp_path):
-    (written,) = answer(root, "--plot", "--output", tmp_path)["written"]
+    (written,) = answer(root, "--plot", "--out", tmp_path)["written"]
     raw = Path(written).read_bytes()
     assert raw.startswith(b"\x89PNG")
     assert len(raw) > 5000

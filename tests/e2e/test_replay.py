@@ -10,7 +10,7 @@ import psutil
 import pytest
 from transformers import AutoTokenizer
 
-from recipe.exgrpo.checkpoint.checkpointer import open_checkpoint
+from recipe.exgrpo.checkpoint.stored import Stored
 
 pytestmark = pytest.mark.stack
 ROOT = Path(__file__).resolve().parents[2]
@@ -96,12 +96,13 @@ def test_retired_questions_are_reviewed_when_it_is_time(replay_run):
 
 
 def test_the_checkpoint_holds_what_the_metrics_say_and_what_was_generated(replay_run):
-    buffer, manifest = open_checkpoint(replay_run.folder / "global_step_6", verify=True)
+    checkpoint = Stored.open(replay_run.folder / "global_step_6")
+    buffer = checkpoint.buffer()
     row, stats = replay_run.metrics[6], buffer.stats(6)
     assert stats["questions"] == row["experience/buffer_questions"] > 0
     assert stats["trajectories"] == row["experience/buffer_trajectories"] > 0
     assert stats["retired"] == row["experience/retired_questions"]
-    assert manifest["extra"]["replay_active"] is True
+    assert checkpoint.extra["replay_active"] is True
     tokenizer = AutoTokenizer.from_pretrained(ROOT / "data/toy/model")
     texts = {output for _, output in fresh_successes(replay_run, range(1, 7))}
     for question in buffer.questions():

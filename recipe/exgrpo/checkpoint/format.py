@@ -1,4 +1,16 @@
-"""Layout of an experience checkpoint: names, locations, and the encoding of its manifest (see `checkpointer`)."""
+"""Layout of an experience checkpoint: `global_step_N/experience/`, costing what is new.
+
+    manifest.json            format, version, counts, schema, size and SHA-256 of every file, fingerprint, buffer meta, extra
+    rows.safetensors         per live trajectory: serial, question, use count, scores          (rewritten by every save)
+    questions.safetensors    ids, latest counts, cooldowns, retired, buckets in draw order     (rewritten by every save)
+    segment-*.safetensors    tokens, log-probs, reward, birth step, group, prompt: immutable, shared between checkpoints by
+                             hard link
+
+Trajectories that died stay in their segment until they are more than a share of it; then its live rows are written anew.
+A checkpoint is written to `.experience.new`, flushed, and renamed, so `experience` is complete or absent. Saving a step
+again moves the earlier state to `.experience.old` first: between two renames only that exists, and loading then reads it.
+Hard links share bytes on disk: a segment damaged there is damaged in every checkpoint that has it.
+"""
 
 import hashlib
 import json
@@ -8,13 +20,13 @@ from pathlib import Path
 
 import numpy as np
 
-from recipe.exgrpo.checkpoint.tensors import CorruptState, ForeignState, MissingState, NewerState
+from recipe.exgrpo.checkpoint.errors import CorruptState, ForeignState, MissingState, NewerState
 from verl_ext.files import FileRecord
 
 FORMAT = "exgrpo-experience"
 VERSION = 2
 FOLDER, NEW, OLD = "experience", ".experience.new", ".experience.old"
-ROWS, QUESTIONS = "rows.safetensors", "questions.safetensors"
+MANIFEST, ROWS, QUESTIONS = "manifest.json", "rows.safetensors", "questions.safetensors"
 MUTABLE_ROWS = ("row_serial", "row_question", "row_use_count", "row_entropy", "row_nll", "row_drift")
 IMMUTABLE_ROWS = (
     "row_serial", "row_prompt_length", "row_length", "row_reward", "row_birth_step", "row_group",
@@ -55,16 +67,9 @@ def step_dirs(root: str | Path) -> list[Path]:
 
 def folder_of(step_dir: Path) -> Path | None:
     """Where a step's experience is: the path itself if it is that, `experience`, or what a replacement had moved aside."""
-    if (step_dir / "manifest.json").exists():
+    if (step_dir / MANIFEST).exists():
         return step_dir
     return next((step_dir / name for name in (FOLDER, OLD) if (step_dir / name).is_dir()), None)
-
-
-def existing_folder(step_dir: Path) -> Path:
-    folder = folder_of(step_dir)
-    if folder is None:
-        raise MissingState(step_dir / FOLDER, "there is no experience state here.")
-    return folder
 
 
 def common(serials: np.ndarray, live: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -81,11 +86,12 @@ def encoded(manifest: dict) -> bytes:
     return json.dumps(manifest | {"sha256": digest}, indent=1).encode() + b"\n"
 
 
-def load_manifest(path: Path, name: str, version: int) -> dict:
-    """The manifest of format `name` at `path`, without its own SHA-256.
+def read_manifest(folder: Path) -> dict:
+    """The manifest of an experience folder, without its own SHA-256.
 
-    Raises MissingState, CorruptState, ForeignState for another format, or NewerState for one later than `version`.
+    Raises MissingState, CorruptState, ForeignState for another format, or NewerState.
     """
+    path = folder / MANIFEST
     try:
         raw = path.read_bytes()
     except OSError as error:
@@ -94,11 +100,14 @@ def load_manifest(path: Path, name: str, version: int) -> dict:
         manifest = json.loads(raw)
     except (ValueError, RecursionError) as error:
         raise CorruptState(path, f"not readable as JSON ({error}).") from error
-    if not isinstance(manifest, dict) or manifest.get("format") != name:
-        raise ForeignState(path, f"not a manifest of format {name!r}.")
-    found = manifest.get("version")
-    if isinstance(found, int) and found > version:
-        raise NewerState(path, f"version {found} is newer than {version}, the latest known here.")
+    if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
+        raise ForeignState(path, f"not a manifest of format {FORMAT!r}.")
+    version = manifest.get("version")
+    if isinstance(version, int) and version > VERSION:
+        raise NewerState(path, f"version {version} is newer than {VERSION}, the latest known here.")
     if manifest.pop("sha256", None) is None or encoded(manifest) != raw:
         raise CorruptState(path, "its contents do not match its own SHA-256.")
+    listed = manifest.get("files", {})
+    if REQUIRED - manifest.keys() or {ROWS, QUESTIONS} - listed.keys() or not all(map(FILE_NAME.fullmatch, listed)):
+        raise CorruptState(path, "an entry is missing, or names a file that does not belong there.")
     return manifest

@@ -9,10 +9,12 @@ from pathlib import Path
 
 import numpy as np
 
+from recipe.exgrpo.checkpoint.errors import ExperienceStateError, UnsavedState
 from recipe.exgrpo.checkpoint.format import (
     FOLDER,
     FORMAT,
     IMMUTABLE_ROWS,
+    MANIFEST,
     MUTABLE_ROWS,
     NEW,
     OLD,
@@ -24,17 +26,36 @@ from recipe.exgrpo.checkpoint.format import (
     common,
     encoded,
 )
-from recipe.exgrpo.checkpoint.tensors import (
-    ExperienceStateError,
-    read_checked,
-    write_tensors,
-)
+from recipe.exgrpo.checkpoint.tensors import check_file, write_tensors
 from recipe.exgrpo.core.buffer.state import Snapshot, spans
-from verl_ext.files import FileRecord, sync_folder, write_durably
+from verl_ext.files import sync_folder, write_durably
 
 logger = logging.getLogger(__name__)
 
 SMALL_SEGMENTS = 16  # segments under a quarter of a full one, before they are merged
+
+
+def write_checkpoint(
+    step_dir: Path, frozen: Snapshot, earlier: list[SegmentFile], folder: Path | None, fingerprint: dict, extra: dict
+) -> list[SegmentFile]:
+    """Make `frozen` the experience of `step_dir`, sharing the segments `earlier` in `folder`; returns its segments.
+
+    Raises UnsavedState on a full disk and the like; what was there stays.
+    """
+    new = step_dir / NEW
+    try:
+        step_dir.mkdir(parents=True, exist_ok=True)
+        shutil.rmtree(new, ignore_errors=True)
+        new.mkdir()
+        kept = [segment for segment in earlier if carry_over(segment, folder, new)]
+        segments = kept + list(write_segments(frozen, kept, new))
+        write_index(frozen, segments, fingerprint, extra, new)
+        publish(step_dir)
+    except OSError as error:
+        shutil.rmtree(new, ignore_errors=True)
+        reason = f"experience was not saved ({error.strerror}); earlier checkpoints are untouched."
+        raise UnsavedState(error.filename or new, reason) from error
+    return segments
 
 
 def worth_keeping(segments: list[SegmentFile], frozen: Snapshot, max_dead_share: float) -> list[SegmentFile]:
@@ -58,7 +79,7 @@ def carry_over(segment: SegmentFile, folder: Path, new: Path) -> bool:
         os.link(source, target)
         return True
     except OSError:
-        return _copied(source, target, segment.record)
+        return _copied(source, target, segment)
 
 
 def write_segments(frozen: Snapshot, kept: list[SegmentFile], new: Path) -> Iterator[SegmentFile]:
@@ -105,11 +126,7 @@ def write_index(frozen: Snapshot, segments: list[SegmentFile], fingerprint: dict
     }
     manifest = {"format": FORMAT, "version": VERSION, "counts": counts, "fingerprint": fingerprint, "extra": extra}
     manifest |= {"buffer": frozen.meta, "schema": schema, "files": files}
-    write_durably(new / "manifest.json", [encoded(manifest)])
-
-
-def _schema(arrays: dict[str, np.ndarray]) -> dict[str, str]:
-    return {name: array.dtype.name for name, array in arrays.items()}
+    write_durably(new / MANIFEST, [encoded(manifest)])
 
 
 def publish(step_dir: Path) -> None:
@@ -134,12 +151,16 @@ def remove(step_dir: Path) -> None:
     shutil.rmtree(step_dir / NEW, ignore_errors=True)
 
 
-def _copied(source: Path, target: Path, record: FileRecord) -> bool:
-    """Copy where hard links are impossible; the bytes pass by, so they are checked."""
+def _schema(arrays: dict[str, np.ndarray]) -> dict[str, str]:
+    return {name: array.dtype.name for name, array in arrays.items()}
+
+
+def _copied(source: Path, target: Path, segment: SegmentFile) -> bool:
+    """Copy where hard links are impossible; the copy is checked, or damage would spread with it."""
     try:
-        data = read_checked(source, record)
+        check_file(source, segment.record)
+        write_durably(target, [source.read_bytes()])
     except ExperienceStateError as error:
         logger.warning("%s; its trajectories are written again", error)
         return False
-    write_durably(target, [], [data])
     return True

@@ -7,24 +7,18 @@ prints one JSON object instead of tables. The exit code is 1 when the state is m
 import argparse
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import track
 
-from recipe.exgrpo.checkpoint.checkpointer import (
-    ExperienceStateError,
-    MissingState,
-    open_checkpoint,
-    step_dirs,
-    verify_checkpoint,
-)
-from recipe.exgrpo.checkpoint.format import folder_of, step_number
+from recipe.exgrpo.checkpoint.errors import ExperienceStateError, MissingState
+from recipe.exgrpo.checkpoint.format import folder_of, step_dirs
+from recipe.exgrpo.checkpoint.stored import Stored, problems_of
 from recipe.exgrpo.cli import inspect_output as output
-from recipe.exgrpo.core.buffer import inspection
-from recipe.exgrpo.core.buffer.experience import ExperienceBuffer
+from recipe.exgrpo.core.buffer import ExperienceBuffer, Trajectory, inspection
 
 PASSED = 0.5  # a stored reward above it was a success
 
@@ -41,7 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--tokenizer", help="folder of the tokenizer (default: actor/huggingface beside the experience)"
     )
-    parser.add_argument("--output", type=Path, default=Path(), help="folder for --export and --plot (default: here)")
+    parser.add_argument("--out", type=Path, default=Path(), help="folder for --export and --plot (default: here)")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
 
 
@@ -63,25 +57,26 @@ def run(args: argparse.Namespace) -> int:
 def _report(args: argparse.Namespace, console: Console) -> tuple[dict, Callable, int]:
     """JSON-able answer, the function that shows it as tables, and the exit code."""
     if args.diff:
-        a, b = (open_checkpoint(_resolve(path))[0] for path in args.diff)
+        a, b = (Stored.open(_resolve(path)).buffer(verify=False) for path in args.diff)
         return inspection.difference(a, b), output.show_difference, 0
     if args.path is None:
         raise ValueError("PATH is missing: give a checkpoint folder, or --diff A B.")
     path = _resolve(args.path)
     if args.verify:
-        problems = [{"file": str(p.file), "reason": p.reason} for p in verify_checkpoint(path)]
+        problems = [{"file": str(p.file), "reason": p.reason} for p in problems_of(path)]
         return {"path": str(path), "intact": not problems, "problems": problems}, output.show_problems, bool(problems)
-    buffer, manifest = open_checkpoint(path)
+    stored = Stored.open(path)
+    buffer = stored.buffer(verify=False)
     if args.question is not None and args.question not in set(buffer.questions()):
         raise ValueError(f"question {args.question!r} is not in {path}.")
     if args.regrade:
-        return _regrade(args, path, buffer, console), output.show_regraded, 0
+        return _regrade(args, stored, buffer, console), output.show_regraded, 0
     if args.export or args.plot:
-        return {"written": [str(file) for file in _write(args, path, buffer)]}, output.show_written, 0
+        return {"written": [str(file) for file in _write(args, stored, buffer, console)]}, output.show_written, 0
     if args.question is not None:
-        return _question(args, path, buffer), output.show_question, 0
-    about = {"path": str(path), "fingerprint": manifest["fingerprint"], "checkpoint": _on_disk(manifest)}
-    return about | inspection.summary(buffer, _step_of(path, buffer)), output.show_summary, 0
+        return _question(args, stored, buffer), output.show_question, 0
+    about = {"path": str(path), "fingerprint": stored.fingerprint, "checkpoint": _on_disk(stored)}
+    return about | inspection.summary(buffer, _step_of(stored, buffer)), output.show_summary, 0
 
 
 def _resolve(path: Path) -> Path:
@@ -92,26 +87,22 @@ def _resolve(path: Path) -> Path:
     return found
 
 
-def _step_of(folder: Path, buffer: ExperienceBuffer) -> int:
-    try:
-        return step_number(folder.resolve().parent)
-    except ValueError:
-        return inspection.newest_step(buffer)
+def _step_of(stored: Stored, buffer: ExperienceBuffer) -> int:
+    return inspection.newest_step(buffer) if stored.step is None else stored.step
 
 
-def _on_disk(manifest: dict) -> dict:
-    files = manifest["files"]
+def _on_disk(stored: Stored) -> dict:
     return {
-        "version": manifest["version"],
-        "files": len(files),
-        "bytes": sum(entry["bytes"] for entry in files.values()),
-        "dead_trajectories": manifest["counts"]["dead_trajectories"],
+        "version": stored.manifest["version"],
+        "files": len(stored.files),
+        "bytes": sum(record.bytes for record in stored.files.values()),
+        "dead_trajectories": stored.manifest["counts"]["dead_trajectories"],
     }
 
 
-def _decoder(args: argparse.Namespace, folder: Path) -> Callable[[list[int]], str] | None:
+def _decoder(args: argparse.Namespace, stored: Stored) -> Callable[[list[int]], str] | None:
     """Text of token ids as the reward saw it (special tokens left out); None when no tokenizer is beside or named."""
-    path = Path(args.tokenizer) if args.tokenizer else folder.resolve().parent / "actor" / "huggingface"
+    path = Path(args.tokenizer) if args.tokenizer else stored.folder.resolve().parent / "actor" / "huggingface"
     if not path.is_dir():
         if args.tokenizer:
             raise ValueError(f"--tokenizer {path} is not a folder.")
@@ -122,8 +113,16 @@ def _decoder(args: argparse.Namespace, folder: Path) -> Callable[[list[int]], st
     return lambda ids: tokenizer.decode(ids, skip_special_tokens=True)
 
 
-def _question(args: argparse.Namespace, folder: Path, buffer: ExperienceBuffer) -> dict:
-    decode = _decoder(args, folder)
+def _chosen(args: argparse.Namespace, buffer: ExperienceBuffer, doing: str, console: Console) -> Iterator[Trajectory]:
+    """All trajectories, or those of --question, behind a progress bar."""
+    questions = list(buffer.questions()) if args.question is None else [args.question]
+    total = sum(len(buffer.rows(question)) for question in questions)
+    found = inspection.trajectories(buffer, questions)
+    return iter(track(found, doing, total=total, console=console, transient=True))
+
+
+def _question(args: argparse.Namespace, stored: Stored, buffer: ExperienceBuffer) -> dict:
+    decode = _decoder(args, stored)
     found = inspection.trajectories(buffer, [args.question])
     return {
         "question": args.question,
@@ -134,19 +133,20 @@ def _question(args: argparse.Namespace, folder: Path, buffer: ExperienceBuffer) 
     }
 
 
-def _regrade(args: argparse.Namespace, folder: Path, buffer: ExperienceBuffer, console: Console) -> dict:
+def _regrade(args: argparse.Namespace, stored: Stored, buffer: ExperienceBuffer, console: Console) -> dict:
     """Grade again; lists what was stored as a success and is none today."""
-    decode = _decoder(args, folder)
+    decode = _decoder(args, stored)
     if not args.data or decode is None:
         needed = (
             "--data, the parquet files of the questions" if decode else "--tokenizer: none is beside the experience"
         )
         raise ValueError(f"--regrade needs {needed}.")
+    from verl_ext.dataset import rows_by_question
     from verl_ext.rewards import compute_score
 
-    found = list(inspection.trajectories(buffer, None if args.question is None else [args.question]))
-    graded = inspection.regrade(found, output.read_dataset(args.data), decode, compute_score)
-    results = list(track(graded, "grading", total=len(found), console=console, transient=True))
+    rows = rows_by_question(args.data)
+    found = _chosen(args, buffer, "grading", console)
+    results = list(inspection.regrade(found, rows, decode, compute_score))
     known = [result for result in results if result is not None]
     failing = [vars(r) for r in known if r.trouble is None and r.stored > PASSED >= r.now]
     return {
@@ -157,20 +157,20 @@ def _regrade(args: argparse.Namespace, folder: Path, buffer: ExperienceBuffer, c
     }
 
 
-def _write(args: argparse.Namespace, folder: Path, buffer: ExperienceBuffer) -> list[Path]:
-    args.output.mkdir(parents=True, exist_ok=True)
-    step = _step_of(folder, buffer)
+def _write(args: argparse.Namespace, stored: Stored, buffer: ExperienceBuffer, console: Console) -> list[Path]:
+    args.out.mkdir(parents=True, exist_ok=True)
+    step = _step_of(stored, buffer)
     written = []
     if args.export:
-        decode = _decoder(args, folder)
-        found = inspection.trajectories(buffer, None if args.question is None else [args.question])
+        decode = _decoder(args, stored)
+        found = _chosen(args, buffer, "exporting", console)
         records = (inspection.record(buffer, trajectory, decode) for trajectory in found)
-        written.append(args.output / f"experience_step_{step}.{args.export}")
+        written.append(args.out / f"experience_step_{step}.{args.export}")
         if args.export == "parquet":
             output.write_parquet(written[-1], records, decoded=decode is not None)
         else:
             output.write_jsonl(written[-1], records)
     if args.plot:
-        written.append(args.output / f"experience_step_{step}.png")
+        written.append(args.out / f"experience_step_{step}.png")
         output.plot(written[-1], inspection.summary(buffer, step), inspection.columns(buffer, step))
     return written

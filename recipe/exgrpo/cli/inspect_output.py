@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
 
@@ -17,21 +17,32 @@ from verl_ext.text import printable
 BATCH = 1000  # trajectories in a row group
 BARS = 40  # of a histogram
 SHOWN = 20  # entries of a list in a table; --json has all
-MEASURES = {"age_steps": "age, steps", "use_count": "replays", "entropy": "entropy, nats", "length": "length, tokens"}
+MEASURES = {
+    "age_steps": "age, steps", "use_count": "uses", "entropy": "entropy, nats per token",
+    "nll": "negative log-likelihood, nats per token", "drift": "log-prob drift (mean square)",
+    "advantage": "advantage at collection", "reward": "reward", "length": "length, tokens",
+}  # fmt: skip
+FACTS = (
+    "step", "group_size", "questions", "eligible", "cooling", "retired", "trajectories", "groups", "with_prompt", "tokens",
+)  # fmt: skip
 
 
 def show_summary(console: Console, report: dict) -> None:
     """Tables of occupancy, buckets and distributions."""
     facts = Table("experience", "", title=printable(report["path"]))
-    for key in ("step", "group_size", "questions", "eligible", "cooling", "retired", "trajectories", "tokens"):
+    for key in FACTS:
         facts.add_row(key.replace("_", " "), f"{report[key]:,}")
     facts.add_row("bytes in memory", f"{report['bytes']:,}")
     facts.add_row("bytes on disk", f"{report['checkpoint']['bytes']:,} in {report['checkpoint']['files']} files")
     facts.add_row("dead trajectories on disk", f"{report['checkpoint']['dead_trajectories']:,}")
     facts.add_row("evicted so far", ", ".join(f"{reason} {n:,}" for reason, n in report["evicted"].items()))
-    for key in ("model", "tokenizer"):
+    for key in ("policy", "model", "tokenizer"):
         facts.add_row(key, Text(printable(str(report["fingerprint"].get(key)))))
     console.print(facts)
+    origins = Table("source", "chat template", "temperature", "trajectories")
+    for origin in report["origins"]:
+        origins.add_row(*(Text(printable(str(value))) for value in origin.values()))
+    console.print(origins)
     buckets = Table("successes of K", "eligible questions", "")
     most = max(report["buckets"].values(), default=0) or 1
     for k, n in report["buckets"].items():
@@ -45,19 +56,32 @@ def show_summary(console: Console, report: dict) -> None:
 
 def show_question(console: Console, report: dict) -> None:
     """A question's state and its trajectories, decoded where a tokenizer was found."""
-    state = "retired" if report["retired"] else f"latest success count {report['latest_count']}"
+    count = "no success count" if report["latest_count"] is None else f"latest success count {report['latest_count']}"
+    state = "retired" if report["retired"] else count
     console.print(
         Text(f"question {printable(report['question'])}: {state}, {len(report['trajectories'])} trajectories")
     )
     for t in report["trajectories"]:
-        entropy = "not scored" if t["entropy"] is None else f"entropy {t['entropy']:.3f}"
-        console.rule(
-            f"trajectory {t['row']}: {t['length']} tokens, reward {t['reward']:g}, born at step {t['birth_step']}, "
-            f"replayed {t['use_count']} times, {entropy}"
-        )
+        console.rule(Text(f"trajectory {t['row']}: {t['length']} tokens, reward {t['reward']:g}"))
+        console.print(Text(printable(", ".join(_about(t)))))
         console.print(Text(printable(t["text"]) if report["decoded"] else f"token ids {t['token_ids']}"))
     if not report["decoded"]:
         console.print("No tokenizer is beside this experience; name one with --tokenizer to see text.")
+
+
+def _about(t: dict) -> Iterator[str]:
+    """Clauses on where a trajectory comes from and what has happened to it."""
+    yield f"collected at step {t['birth_step']} ({t['source']}, temperature {t['temperature']:g})"
+    if t["group"] is not None:
+        where = f"group {t['group']} with {t['group_successes']} of {t['group_size']} solved"
+        yield f"{where}, advantage {t['advantage']:g}"
+    yield "1 use" if t["use_count"] == 1 else f"{t['use_count']} uses"
+    scores = [f"{name} {t[name]:.3f}" for name in ("entropy", "nll", "drift") if t[name] is not None]
+    yield ", ".join(scores) or "not scored"
+    if others := t["mask"].count(False):
+        yield f"{others} of the tokens not the model's own"
+    if t["prompt_ids"]:
+        yield f"stored with a prompt of {len(t['prompt_ids'])} tokens"
 
 
 def show_problems(console: Console, report: dict) -> None:
@@ -108,20 +132,6 @@ def show_written(console: Console, report: dict) -> None:
         console.print(Text(f"wrote {printable(file)}"))
 
 
-def read_dataset(files: Iterable[Path]) -> dict[str, dict]:
-    """Question id -> row of parquet files in verl's schema; ValueError for one without `extra_info.question_id`."""
-    import pyarrow.parquet as pq
-
-    rows = {}
-    for file in files:
-        for row in pq.read_table(file).to_pylist():
-            question = (row.get("extra_info") or {}).get("question_id")
-            if question is None:
-                raise ValueError(f"{file}: a row has no extra_info.question_id.")
-            rows[question] = row
-    return rows
-
-
 def write_parquet(path: Path, records: Iterator[dict], decoded: bool) -> None:
     """Trajectories as a parquet file with list columns, a thousand at a time."""
     import pyarrow as pa
@@ -143,7 +153,7 @@ def write_parquet(path: Path, records: Iterator[dict], decoded: bool) -> None:
 
 
 def write_jsonl(path: Path, records: Iterator[dict]) -> None:
-    """Trajectories as JSON objects, one a line."""
+    """Trajectories as JSON objects, one per line."""
     with replacing(path) as new, open(new, "w", encoding="utf-8") as file:
         for found in records:
             file.write(json.dumps(found) + "\n")
@@ -163,7 +173,7 @@ def plot(path: Path, report: dict, columns: dict) -> None:
     ages.set(title="Age", xlabel=f"steps before step {report['step']}", ylabel="trajectories")
     scored = columns["entropy"][np.isfinite(columns["entropy"])]
     entropies.hist(scored, bins=BARS)
-    entropies.set(title=f"Entropy when last scored ({len(scored):,} scored)", xlabel="nats a token")
+    entropies.set(title=f"Entropy when last scored ({len(scored):,} scored)", xlabel="nats per token")
     with replacing(path) as new:
         FigureCanvasAgg(figure).print_png(str(new))
 

@@ -4,6 +4,7 @@ Works on a buffer alone: no GPU, no Ray, no model. Nothing here prints.
 """
 
 import math
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
@@ -27,20 +28,24 @@ def distribution(values: np.ndarray) -> dict[str, float]:
 
 
 def columns(buffer: ExperienceBuffer, step: int) -> dict[str, np.ndarray]:
-    """Ages (steps before `step`), uses, mean token entropies (nats, nan if never scored) and lengths, each [trajectories]."""
-    rows = buffer.snapshot().rows
+    """What is distributed over trajectories, each [trajectories]: ages in steps before `step`, uses, scores (nan if never
+    scored), advantage at collection (nan without a group), reward, response length in tokens."""
+    found = buffer.candidates()
     return {
-        "age_steps": step - rows["row_birth_step"],
-        "use_count": rows["row_use_count"],
-        "entropy": rows["row_entropy"],
-        "length": rows["row_length"],
+        "age_steps": found.age(step),
+        "use_count": found.use_count,
+        "entropy": found.entropy,
+        "nll": found.nll,
+        "drift": found.drift,
+        "advantage": np.where(found.group < 0, math.nan, found.advantage),
+        "reward": found.reward,
+        "length": found.length,
     }
 
 
 def summary(buffer: ExperienceBuffer, step: int) -> dict:
-    """Occupancy, buckets, ages, reuse, entropies, lengths, bytes and retired questions."""
-    stats = buffer.stats(step)
-    found = columns(buffer, step)
+    """Occupancy, origins, groups, buckets, bytes, retired questions, and the distributions of `columns`."""
+    stats, found, rows = buffer.stats(step), columns(buffer, step), buffer.candidates()
     return {
         "step": step,
         "group_size": buffer.group_size,
@@ -49,11 +54,21 @@ def summary(buffer: ExperienceBuffer, step: int) -> dict:
         "cooling": int(stats["cooling"]),
         "retired": int(stats["retired"]),
         "trajectories": int(stats["trajectories"]),
-        "tokens": int(found["length"].sum()),
+        "groups": len(np.unique(rows.group[rows.group >= 0])),
+        "with_prompt": int(rows.has_prompt.sum()),
+        "tokens": int(rows.length.sum()),
         "bytes": int(stats["bytes"]),
         "evicted": dict(buffer.evicted),
+        "origins": origins(buffer),
         "buckets": {str(k): int(stats[f"bucket/{k}"]) for k in range(1, buffer.group_size)},
     } | {name: distribution(values) for name, values in found.items()}
+
+
+def origins(buffer: ExperienceBuffer) -> list[dict]:
+    """Each origin that has trajectories (see `records.Origin`), with their number."""
+    frozen = buffer.snapshot()
+    counts = np.bincount(frozen.rows["row_origin"], minlength=len(frozen.meta["origins"])).tolist()
+    return [o | {"trajectories": n} for o, n in zip(frozen.meta["origins"], counts, strict=True) if n]
 
 
 def newest_step(buffer: ExperienceBuffer) -> int:
@@ -112,10 +127,10 @@ def difference(a: ExperienceBuffer, b: ExperienceBuffer) -> dict:
     ]
     return {
         "trajectories": {
-            "a": len(stored_a),
-            "b": len(stored_b),
-            "added": len(stored_b - stored_a),
-            "removed": len(stored_a - stored_b),
+            "a": stored_a.total(),
+            "b": stored_b.total(),
+            "added": (stored_b - stored_a).total(),
+            "removed": (stored_a - stored_b).total(),
         },
         "questions_added": sorted(known_b - known_a),
         "questions_removed": sorted(known_a - known_b),
@@ -163,7 +178,8 @@ def regrade(
         yield Regraded(trajectory.question, trajectory.row, trajectory.reward, now, extracted, trouble)
 
 
-def _contents(buffer: ExperienceBuffer) -> set[tuple[str, int]]:
+def _contents(buffer: ExperienceBuffer) -> Counter[tuple[str, int]]:
+    """Question and digest of the response of every trajectory; equal responses may be stored several times."""
     frozen = buffer.snapshot()
     questions, digests = frozen.rows["row_question"].tolist(), frozen.rows["row_digest"].tolist()
-    return {(frozen.names[q], digest) for q, digest in zip(questions, digests, strict=True)}
+    return Counter((frozen.names[q], digest) for q, digest in zip(questions, digests, strict=True))
