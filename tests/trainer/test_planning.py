@@ -8,12 +8,14 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
+from verl.trainer.ppo.v1.trainer_sync import PPOTrainerSync
 from verl.utils.dataset.rl_dataset import collate_fn
 
 from recipe.exgrpo.core.buffer import Response
 from recipe.exgrpo.core.config import ExGRPOConfig
-from recipe.exgrpo.core.policies.replay import ReplayManager
+from recipe.exgrpo.core.policies import make_policy
 from recipe.exgrpo.core.sampler import interleave
+from recipe.exgrpo.trainer.step import Step
 from recipe.exgrpo.trainer.trainer import ExGRPOTrainer
 from verl_ext.dataset import index_questions
 
@@ -36,23 +38,22 @@ class Questions(list):
         return columns | {"dummy_tensor": torch.tensor([0], dtype=torch.uint8)}
 
 
-def trainer(dataset_size=30, eligible=(), retired=(), rho=0.5, enable=True, **config):
+def trainer(dataset_size=30, eligible=(), retired=(), rho=0.5, kind=ExGRPOTrainer, **config):
     """A trainer at the start of a step; the loader hands out questions in order, one at a time."""
-    found = object.__new__(ExGRPOTrainer)  # its constructor starts the whole stack
-    found.settings = ExGRPOConfig(enable=enable, start_threshold=None, rho=rho, **config)
-    found.group_size, found.global_steps = K, 7
-    found.replay = ReplayManager(found.settings, K) if enable else None
+    found = object.__new__(kind)  # its constructor starts the whole stack
+    found.settings = ExGRPOConfig.from_mapping({"start_threshold": None, "rho": rho, **config})
+    found.group_size, found.global_steps, found.current = K, 7, Step()
+    found.policy = make_policy(found.settings, K)
     found.train_dataset = Questions(dataset_size)
     found.question_rows = index_questions(row["extra_info"] for row in found.train_dataset)
     found.train_dataloader = [collate_fn([row]) for row in found.train_dataset]
     found.train_dataloader_it = None
     found.config = OmegaConf.create({"data": {"train_batch_size": B, "gen_batch_size": 1}})
-    found.questions, found.planned, found.replays, found.passed_over, found.reuse_retired = {}, {}, [], 0, False
     for i in eligible:
-        found.replay.buffer.record(f"q{i}", 1 + i % (K - 1))
-        found.replay.buffer.add(f"q{i}", Response([i], [-1.0]), 1.0, step=1)
+        found.policy.store.record(f"q{i}", 1 + i % (K - 1))
+        found.policy.store.add(f"q{i}", Response([i], [-1.0]), 1.0, step=1)
     for i in retired:
-        found.replay.buffer.retire(f"q{i}")
+        found.policy.store.retire(f"q{i}")
     return found
 
 
@@ -64,7 +65,17 @@ def rollouts(batch):
     return list(batch["__rollout_n__"])
 
 
-def cursor(found):
+def questions(found):
+    """uid -> question of the step, in batch order."""
+    return {uid: slot.question for uid, slot in found.current.slots.items()}
+
+
+def planned(found):
+    """The same for questions that the policy asked for by name."""
+    return {uid: slot.question for uid, slot in found.current.slots.items() if slot.planned}
+
+
+def next_question(found):
     """The question that the loader hands out next."""
     return next(found.train_dataloader_it)["extra_info"][0]["question_id"]
 
@@ -76,7 +87,7 @@ def test_half_the_batch_is_replayed_and_the_cursor_moves_by_the_other_half():
     fresh = [q for q, n in zip(ids(batch), rollouts(batch), strict=True) if n == K]
     assert (len(replayed), fresh) == (4, ["q0", "q1", "q2", "q3"])
     assert set(replayed) <= {f"q{i}" for i in range(10, 20)}
-    assert cursor(found) == "q4"
+    assert next_question(found) == "q4"
     assert batch["global_steps"] == 7
 
 
@@ -86,8 +97,8 @@ def test_without_injection_the_same_questions_get_all_their_rollouts_fresh():
     assert ids(batches[0]) == ids(batches[1])
     assert Counter(rollouts(batches[0])) == {K: 4, K - 1: 4}
     assert rollouts(batches[1]) == [K] * B
-    assert len(without.planned) == 4
-    assert cursor(without) == "q4"
+    assert len(planned(without)) == 4
+    assert next_question(without) == "q4"
 
 
 def test_rows_uids_and_questions_belong_together():
@@ -96,8 +107,8 @@ def test_rows_uids_and_questions_belong_together():
     uids = list(batch["uid"])
     assert len(set(uids)) == B
     assert not any("_" in uid for uid in uids)  # verl splits keys there
-    assert list(found.questions.items()) == list(zip(uids, ids(batch), strict=True))
-    assert {uid for uid, n in zip(uids, rollouts(batch), strict=True) if n == K - 1} == set(found.planned)
+    assert list(questions(found).items()) == list(zip(uids, ids(batch), strict=True))
+    assert {uid for uid, n in zip(uids, rollouts(batch), strict=True) if n == K - 1} == set(planned(found))
     for question, index, prompt in zip(ids(batch), batch["index"], batch["raw_prompt"], strict=True):
         assert (f"q{index}", prompt[0]["content"]) == (question, f"question {index}")
 
@@ -112,16 +123,16 @@ def test_a_planned_question_is_not_drawn_fresh_as_well():
     batch = found._next_train_batch()
     assert sorted(ids(batch)) == sorted(f"q{i}" for i in range(8))
     assert Counter(rollouts(batch)) == {K: 4, K - 1: 4}
-    assert found.passed_over == 4
+    assert found.cursor.skipped == 4
 
 
-def test_retired_questions_are_passed_over():
+def test_retired_questions_are_skipped():
     found = trainer(retired=[0, 2, 3, 9])
     batch = found._next_train_batch()
     assert ids(batch) == ["q1", "q4", "q5", "q6", "q7", "q8", "q10", "q11"]
     assert rollouts(batch) == [K] * B
-    assert found.passed_over == 4
-    assert cursor(found) == "q12"
+    assert found.cursor.skipped == 4
+    assert next_question(found) == "q12"
 
 
 def test_a_batch_made_of_replay_alone_fetches_nothing():
@@ -137,7 +148,7 @@ def test_an_empty_buffer_gives_a_plain_batch():
     batch = found._next_train_batch()
     assert ids(batch) == [f"q{i}" for i in range(B)]
     assert rollouts(batch) == [K] * B
-    assert found.planned == {}
+    assert planned(found) == {}
 
 
 @pytest.mark.parametrize("retired", [range(12), range(6)])
@@ -174,28 +185,45 @@ def test_groups_that_failed_are_refilled_with_fresh_questions_of_k():
     refill = found._next_train_batch(2)
     assert ids(refill) == ["q4", "q5"]
     assert "__rollout_n__" not in refill  # verl's default is K
-    assert list(found.questions.values()) == [*ids(first), "q4", "q5"]
-    assert len(found.planned) == 4
+    assert list(questions(found).values()) == [*ids(first), "q4", "q5"]
+    assert {slot.rollouts for slot in list(found.current.slots.values())[-2:]} == {K}
+    assert len(planned(found)) == 4
+
+
+def test_questions_in_place_of_failed_groups_are_none_of_the_step_and_not_retired():
+    found = trainer(eligible=range(10, 20), retired=[4, 6])
+    found._next_train_batch()
+    assert ids(found._next_train_batch(2)) == ["q5", "q7"]
+    assert found.cursor.skipped == 2
 
 
 def test_a_step_forgets_the_one_before():
     found = trainer(eligible=range(10, 14))
     found._next_train_batch()
-    found.replays.append(object())
-    for question in list(found.planned.values()):
-        found.replay.buffer.retire(question)
+    found.current.joined.append(object())
+    for question in list(planned(found).values()):
+        found.policy.store.retire(question)
+    before, found.global_steps = found.current, 8
     batch = found._next_train_batch()
-    assert (found.planned, found.replays) == ({}, [])
-    assert list(found.questions) == list(batch["uid"])
+    assert found.current is not before
+    assert (planned(found), found.current.joined, found.current.number) == ({}, [], 8)
+    assert list(questions(found)) == list(batch["uid"])
+    assert batch["global_steps"] == 8
 
 
-def test_the_on_policy_twin_is_verls_own_fetching():
-    found = trainer(enable=False)
-    batch = found._next_train_batch()
-    assert ids(batch) == [f"q{i}" for i in range(B)]
-    assert "__rollout_n__" not in batch
-    assert list(found.questions.values()) == ids(batch)
-    assert found.planned == {}
+@pytest.mark.parametrize("policy", ["on_policy", "refill", "masked"])
+def test_without_planned_questions_it_is_verls_own_fetching(policy):
+    found = trainer(policy=policy, dataset_size=11)
+    verl = trainer(policy=policy, dataset_size=11, kind=PPOTrainerSync)
+    for _ in range(3):
+        batch = found._next_train_batch()
+        expected = verl._next_train_batch()
+        assert ids(batch) == ids(expected)
+        assert set(batch.keys()) == set(expected.keys()) | {"__rollout_n__"}
+        assert rollouts(batch) == [K] * B  # verl's default
+        assert list(questions(found).values()) == ids(batch)
+    assert planned(found) == {}
+    assert found.cursor.skipped == 0
 
 
 @given(a=st.integers(0, 20), b=st.integers(0, 20))

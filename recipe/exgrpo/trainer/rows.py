@@ -126,10 +126,9 @@ def write_advantages(advantages: Mapping[str, float], partition_id: str) -> None
     if not advantages:
         return
     keys = list(advantages)
-    data = tq.kv_batch_get(keys=keys, partition_id=partition_id, select_fields=["advantages"])
-    values = nested(
-        [torch.full_like(row, advantages[key]) for key, row in zip(keys, data["advantages"].unbind(), strict=True)]
-    )
+    data = tq.kv_batch_get(keys=keys, partition_id=partition_id, select_fields=["advantages", "response_mask"])
+    rows = zip(keys, data["advantages"].unbind(), data["response_mask"].unbind(), strict=True)
+    values = nested([advantages[key] * mask.to(row.dtype) for key, row, mask in rows])
     put(keys, partition_id, advantages=values, returns=values.clone())
 
 
