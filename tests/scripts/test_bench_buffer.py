@@ -9,8 +9,8 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 KEYS = {
-    "insert_per_s", "plan_ms_1k", "plan_ms_46k", "plan_ms_1m", "memory_over_payload", "incremental_time_ratio",
-    "incremental_bytes_ratio", "load_over_read",
+    "insert_per_s", "insert_prompted_per_s", "plan_ms_1k", "plan_ms_46k", "plan_ms_1m", "memory_over_payload",
+    "incremental_time_ratio", "incremental_bytes_ratio", "load_over_read",
 }  # fmt: skip
 
 
