@@ -1,17 +1,17 @@
 """The paper's benchmarks (and GSM8K) -> one parquet file each, with options shuffled and samples per question set.
 
     python data/prepare_eval.py --benchmarks aime24,aime25,amc23,math500,minerva,olympiadbench \\
-        --source ../shared/data/eval --template thought --out data/parquet/eval
-    python data/prepare_eval.py --benchmarks aime24,math500 --source DIR --out DIR --validation-size 2200
+        --source ../shared/data/eval --template thought --validation authors --out data/parquet/eval
+    python data/prepare_eval.py --benchmarks aime24,math500 --source DIR --out DIR --validation mix --validation-size 200
 
 `--source DIR` holds one file per benchmark (aime24.jsonl or aime.jsonl, ...); without it the hub is asked. Nothing is
 dropped from a benchmark: duplicates and gold answers that do not grade as equal to themselves are reported.
-`--validation-size N` also writes validation.parquet, a mix for validation during training. Exit code 2 and one sentence
-on bad input.
+`--validation` also writes validation.parquet, for validation during training: `authors` is the paper's set, 2,259
+samples of the six benchmarks above (AMC four times, AIME eight times); `mix` is `--validation-size` questions of the
+benchmarks named, in proportion. Exit code 2 and one sentence on bad input, or where a set cannot have its size.
 """
 
 import argparse
-import random
 import sys
 from collections import Counter
 from pathlib import Path
@@ -29,6 +29,7 @@ from data.output import write_dataset
 from data.prompts import PromptTemplate, load_template, template_names
 from data.records import Record, verl_row
 from data.sources import SUFFIXES, HubSource, LocalSource, open_source
+from data.validation import composition
 
 SHUFFLE_SEED = 0
 EXAMPLES = 50
@@ -43,7 +44,8 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--template", default="thought", choices=template_names())
     parser.add_argument("--out", type=Path, required=True, help="folder for <benchmark>.parquet")
     parser.add_argument("--seed", type=int, default=SHUFFLE_SEED, help="of the order of options and the validation mix")
-    parser.add_argument("--validation-size", type=int, default=0, help="also write a mix of so many questions")
+    parser.add_argument("--validation", choices=("authors", "mix"), help="also write validation.parquet")
+    parser.add_argument("--validation-size", type=int, help="questions of --validation mix")
     parser.add_argument("--workers", type=int, default=2, help="processes that grade gold answers")
     return parser.parse_args()
 
@@ -87,10 +89,13 @@ def read_benchmark(benchmark: QuestionSet, source: LocalSource | HubSource) -> l
 
 
 def prepare(
-    benchmark: QuestionSet, source: LocalSource | HubSource, args: argparse.Namespace, template: PromptTemplate
+    benchmark: QuestionSet,
+    source: LocalSource | HubSource,
+    records: list[Record],
+    args: argparse.Namespace,
+    template: PromptTemplate,
 ) -> list[dict[str, Any]]:
     """Write one benchmark and its manifest; returns its rows."""
-    records = read_benchmark(benchmark, source)
     with Progress(console=Console(stderr=True)) as progress:
         task = progress.add_task(benchmark.data_source, total=len({record.answer for record in records}))
         status = checks.check_golds(
@@ -114,13 +119,20 @@ def prepare(
     return rows
 
 
-def validation_mix(rows: list[dict[str, Any]], size: int, seed: int) -> list[dict[str, Any]]:
-    """At most `size` of all rows, one sample each: every benchmark in proportion, in the benchmarks' order.
-
-    The paper validates on 2.2k questions (App. E.1) and does not say which; this composition is ours.
-    """
-    chosen = sorted(random.Random(seed).sample(range(len(rows)), min(size, len(rows))))
-    return [rows[i] | {"extra_info": rows[i]["extra_info"] | {"n_samples": 1}} for i in chosen]
+def write_validation(rows: list[dict[str, Any]], args: argparse.Namespace, template: PromptTemplate) -> None:
+    """Write validation.parquet and its manifest."""
+    samples: Counter[str] = Counter()
+    for row in rows:
+        samples[row["data_source"]] += row["extra_info"]["n_samples"]
+    manifest = {
+        "template": template.name,
+        "composition": args.validation,
+        "seed": args.seed,
+        "questions": dict(Counter(row["data_source"] for row in rows)),
+        "samples": dict(samples),
+    }
+    write_dataset(rows, args.out / "validation.parquet", manifest)
+    print(f"validation.parquet: {len(rows)} questions, {samples.total()} samples {manifest['samples']}")
 
 
 def report(manifest: dict[str, Any]) -> None:
@@ -138,22 +150,18 @@ def main() -> None:
     template = load_template(args.template)
     if args.source is not None and not args.source.is_dir():
         raise DataError(f"--source {args.source}: there is no such folder")
+    wanted = composition(args.validation, args.validation_size, args.seed)
     sources = [find_source(benchmark, args.source) for benchmark in chosen]
-    rows = [
-        row
-        for benchmark, source in zip(chosen, sources, strict=True)
-        for row in prepare(benchmark, source, args, template)
-    ]
-    if args.validation_size:
-        mix = validation_mix(rows, args.validation_size, args.seed)
-        manifest = {
-            "template": template.name,
-            "seed": args.seed,
-            "n_samples": 1,
-            "questions": dict(Counter(row["data_source"] for row in mix)),
-        }
-        write_dataset(mix, args.out / "validation.parquet", manifest)
-        print(f"validation.parquet: {len(mix)} questions, {manifest['questions']}")
+    # All are read before the first is graded and written: what is wrong with one must not cost minutes.
+    records = [read_benchmark(benchmark, source) for benchmark, source in zip(chosen, sources, strict=True)]
+    if wanted:
+        wanted.check({benchmark.data_source: len(found) for benchmark, found in zip(chosen, records, strict=True)})
+    rows = {
+        benchmark.data_source: prepare(benchmark, source, found, args, template)
+        for benchmark, source, found in zip(chosen, sources, records, strict=True)
+    }
+    if wanted:
+        write_validation(wanted.choose(rows), args, template)
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 import json
 import sys
+from collections import Counter
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -10,8 +11,23 @@ import pytest
 from data import prepare_eval
 from data.catalog import benchmarks, shuffled_choice
 from data.errors import exit_with_sentence
+from data.validation import AUTHORS, SAMPLES_COLUMN
 from verl_ext.rewards import compute_score
 
+EVALUATION_FILES = Path(__file__).resolve().parents[3] / "shared" / "data" / "eval"
+AUTHORS_ROWS = EVALUATION_FILES.parent / "exgrpo" / "valid.parquet"
+# benchmark: (questions, repeats of each) of the authors' 2,259 rows, and what they call it
+SIZES = {
+    "olympiadbench": (675, 1),
+    "math500": (500, 1),
+    "amc23": (83, 4),
+    "minerva": (272, 1),
+    "aime24": (30, 8),
+    "aime25": (30, 8),
+}
+THEIR_NAMES = {"olympiadbench": "olympiad_bench", "math500": "math", "amc23": "amc", "aime24": "aime"} | {
+    name: name for name in ("minerva", "aime25")
+}
 MATHS = ("aime24", "aime25", "amc23", "math500", "minerva", "olympiadbench")
 FILES = {
     "aime": [{"problem": f"AIME 24 question {i}?", "answer": f"{i:03d}"} for i in range(4)],
@@ -52,6 +68,18 @@ def source(tmp_path):
     folder.mkdir()
     for name, rows in FILES.items():
         (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return folder
+
+
+@pytest.fixture
+def whole_source(tmp_path):
+    """The six mathematics benchmarks with as many made-up questions as they have."""
+    folder = tmp_path / "whole"
+    folder.mkdir()
+    stems = {"aime24": "aime", "amc23": "amc", "math500": "math", "olympiadbench": "olympiad_bench"}
+    for name, (count, _) in SIZES.items():
+        rows = [json.dumps({"problem": f"{name} question {i}?", "answer": "7"}) + "\n" for i in range(count)]
+        (folder / f"{stems.get(name, name)}.jsonl").write_text("".join(rows))
     return folder
 
 
@@ -122,21 +150,80 @@ def test_the_order_of_options_is_fixed_by_seed_and_question():
 
 
 def test_same_input_same_bytes(prepare, source):
-    _, a = prepare("gpqa_diamond,math500", "--source", source, "--validation-size", "7", out="a")
-    _, b = prepare("gpqa_diamond,math500", "--source", source, "--validation-size", "7", out="b")
+    _, a = prepare("gpqa_diamond,math500", "--source", source, "--validation", "mix", "--validation-size", "7", out="a")
+    _, b = prepare("gpqa_diamond,math500", "--source", source, "--validation", "mix", "--validation-size", "7", out="b")
     for file in a.iterdir():
         assert file.read_bytes() == (b / file.name).read_bytes()
 
 
 def test_validation_mix(prepare, source):
-    _, out = prepare(",".join(MATHS), "--source", source, "--validation-size", "20")
+    code, out = prepare(",".join(MATHS), "--source", source, "--validation", "mix", "--validation-size", "20")
     rows = rows_of(out, "validation")
     manifest = json.loads((out / "validation.manifest.json").read_text())
-    assert len(rows) == 20 == sum(manifest["questions"].values())
+    assert code == 0
+    assert len(rows) == 20 == sum(manifest["questions"].values()) == sum(manifest["samples"].values())
+    assert manifest["composition"] == "mix"
     assert len({row["extra_info"]["question_id"] for row in rows}) == 20
     assert {row["extra_info"]["n_samples"] for row in rows} == {1}
-    _, out = prepare(",".join(MATHS), "--source", source, "--validation-size", "2200")
+    assert SAMPLES_COLUMN not in rows[0]  # rollout.val_kwargs.n has its say
+    _, out = prepare(",".join(MATHS), "--source", source, "--validation", "mix", "--validation-size", "30")
     assert len(rows_of(out, "validation")) == 30
+
+
+@pytest.mark.parametrize(
+    ("names", "arguments", "sentence"),
+    [
+        (MATHS, ["mix", "--validation-size", "31"], "--validation-size 31: the benchmarks have 30 questions"),
+        (MATHS, ["mix", "--validation-size", "0"], "--validation-size 0: the benchmarks have 30 questions"),
+        (MATHS, ["mix"], "--validation mix and --validation-size N go together"),
+        (MATHS, ["authors", "--validation-size", "30"], "--validation mix and --validation-size N go together"),
+        (MATHS[:3], ["authors"], "--validation authors needs olympiadbench, math500, minerva as well"),
+        (MATHS, ["authors"], "olympiadbench: the source has 6 questions, the authors' validation set 675"),
+    ],
+)
+def test_a_validation_set_that_cannot_be_made_is_one_sentence_and_code_2(
+    names, arguments, sentence, prepare, source, capsys
+):
+    code, out = prepare(",".join(names), "--source", source, "--validation", *arguments)
+    assert code == 2
+    assert sentence in capsys.readouterr().err
+    assert not out.exists()
+
+
+def test_the_authors_validation_set(prepare, whole_source):
+    """Sizes and repeats as in the authors' valid.parquet (method.md, "Validation during training")."""
+    code, out = prepare(",".join(MATHS), "--source", whole_source, "--validation", "authors")
+    assert code == 0
+    rows = rows_of(out, "validation")
+    questions = Counter(row["data_source"] for row in rows)
+    samples = Counter()
+    for row in rows:
+        assert row[SAMPLES_COLUMN] == row["extra_info"]["n_samples"]
+        samples[row["data_source"]] += row[SAMPLES_COLUMN]
+    assert questions == {name: rows_and_repeats[0] for name, rows_and_repeats in SIZES.items()}
+    assert samples == {name: rows * repeats for name, (rows, repeats) in SIZES.items()}
+    assert samples.total() == 2259
+    manifest = json.loads((out / "validation.manifest.json").read_text())
+    assert (manifest["composition"], manifest["questions"], manifest["samples"]) == ("authors", questions, samples)
+
+
+@pytest.mark.skipif(not AUTHORS_ROWS.is_file(), reason="the authors' valid.parquet is not here")
+def test_the_authors_rows_and_ours_are_the_same_questions_golds_and_repeats():
+    """Read from the files of ../shared/data/eval; not graded, which takes minutes."""
+    theirs = Counter()
+    for row in pq.read_table(AUTHORS_ROWS).to_pylist():
+        theirs[row["data_source"], row["prompt"][-1]["content"], row["reward_model"]["ground_truth"]] += 1
+    assert theirs.total() == 2259
+    ours = Counter()
+    for name, part in AUTHORS.items():
+        benchmark = benchmarks(0)[name]
+        records = prepare_eval.read_benchmark(benchmark, prepare_eval.find_source(benchmark, EVALUATION_FILES))
+        assert (len(records), part.samples) == SIZES[name]
+        for record in records:
+            ours[THEIR_NAMES[name], record.question, record.answer] += part.samples
+    # Ours are stripped: one question of OlympiadBench and five of AMC have line breaks or spaces around them there.
+    assert Counter(name for name, _, _ in theirs - ours) == {"olympiad_bench": 1, "amc": 5}
+    assert Counter({(n, q.strip(), a.strip()): count for (n, q, a), count in theirs.items()}) == ours
 
 
 def test_a_gold_answer_that_cannot_be_graded_is_reported_and_kept(prepare, source, capsys):

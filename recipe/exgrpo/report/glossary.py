@@ -31,7 +31,8 @@ OURS = {f"experience/{name}": sentence for name, sentence in METRICS.items()} | 
     "actor/pg_clipfrac": "Fresh tokens at the clip, share.",
     "actor/ppo_kl": "Mean of log(pi_old / pi_theta) over fresh tokens, nats.",
     "actor/skipped_updates": "Updates skipped for a gradient norm above exgrpo.runtime.max_grad_norm, or not finite.",
-    "val/pass_rate": "Mean accuracy over all rows of the validation files.",
+    "val/pass_rate": "Mean of `val/<source>/pass_rate` over the data sources of the validation files, whatever their sizes.",
+    "val/*/pass_rate": "Mean accuracy over all samples of one data source; a lost rollout counts as wrong.",
     "timing_s/score_candidates": "Seconds in scoring stored trajectories.",
     "timing_s/experience": "Seconds in bookkeeping, admission and rearranging the update.",
 }

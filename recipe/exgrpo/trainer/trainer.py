@@ -11,7 +11,6 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
-import numpy as np
 import ray
 import transfer_queue as tq
 from omegaconf import DictConfig, OmegaConf, open_dict
@@ -42,6 +41,7 @@ from recipe.exgrpo.trainer.rows import read_prompts, read_responses, write_advan
 from recipe.exgrpo.trainer.scoring import Candidate, ForwardBudget, score_candidates
 from recipe.exgrpo.trainer.step import Step, batch_metrics
 from recipe.exgrpo.trainer.stored_rows import write_behaviour_log_probs
+from recipe.exgrpo.trainer.validation import pass_rates
 from recipe.exgrpo.trainer.worker import ExGRPOWorker
 from verl_ext import polling
 from verl_ext.dataset import index_questions
@@ -262,12 +262,12 @@ class ExGRPOTrainer(PPOTrainerSync):
         return metrics | {f"experience/{name}": float(value) for name, value in experience.items()}
 
     def _val_metrics_update(
-        self, data_sources, sample_uids, reward_extra_infos_dict, *args, **kwargs
+        self, data_sources, sample_uids, reward_extra_infos_dict, sample_turns, expected_acc_counts
     ) -> dict[str, float]:
-        metrics = super()._val_metrics_update(data_sources, sample_uids, reward_extra_infos_dict, *args, **kwargs)
-        scores = reward_extra_infos_dict.get("acc") or reward_extra_infos_dict["reward"]
-        metrics["val/pass_rate"] = float(np.mean([score for score in scores if score is not None]))
-        return metrics
+        metrics = super()._val_metrics_update(
+            data_sources, sample_uids, reward_extra_infos_dict, sample_turns, expected_acc_counts
+        )
+        return metrics | pass_rates(data_sources, reward_extra_infos_dict, expected_acc_counts)
 
     # ---- checkpoint ------------------------------------------------------------------------------------------------
 
