@@ -11,13 +11,15 @@ import pyarrow.parquet as pq
 import pytest
 from omegaconf import OmegaConf
 
+from recipe.exgrpo.checks.configuration import configuration_findings
 from recipe.exgrpo.checks.disk import disk_findings, remaining_saves
 from recipe.exgrpo.checks.environment import LOGGERS, environment_findings
 from recipe.exgrpo.checks.findings import ERROR, IMPOSSIBLE, NOTE, WARNING, PreflightError
-from recipe.exgrpo.checks.memory import GIB, buffer_bytes, cpu_bytes, estimate_gpu, memory_findings
-from recipe.exgrpo.checks.model import KNOWN, model_shape, shape_of
-from recipe.exgrpo.checks.preflight import check, config_problems, inspect_run
+from recipe.exgrpo.checks.memory import GIB, cpu_bytes, estimate_gpu, experience_bytes, memory_findings
+from recipe.exgrpo.checks.preflight import check, inspect_run
 from recipe.exgrpo.checks.reward import reward_findings
+from recipe.exgrpo.checks.run import Run
+from recipe.exgrpo.checks.shapes import KNOWN, model_shape, shape_of
 from recipe.exgrpo.checks.types import type_findings
 from recipe.exgrpo.checks.verl import validate
 from recipe.exgrpo.cli.main import main
@@ -79,6 +81,10 @@ def found(config, *severities) -> list[str]:
     return [f.text for f in inspect_run(config) if f.severity in (severities or (ERROR, IMPOSSIBLE))]
 
 
+def run_of(*overrides: str) -> Run:
+    return Run.of(compose_run(overrides))
+
+
 def only(texts: list[str]) -> str:
     assert len(texts) == 1, texts
     return texts[0]
@@ -98,6 +104,10 @@ def test_a_good_run_has_no_error_and_no_warning(tiny):
         (["exgrpo.rho=2"], "exgrpo.rho", "[0, 1]"),
         (["exgrpo.rhoo=0.5"], "exgrpo.rhoo", "did you mean rho?"),
         (["exgrpo.mask.band=harder"], "exgrpo.mask.band", "easy"),
+        (["exgrpo.policy=refil"], "exgrpo.policy=refil is unknown", "did you mean refill?"),
+        (["exgrpo.policy=no.such:Policy"], "exgrpo.policy=no.such:Policy cannot be imported", "No module"),
+        (["exgrpo.policy=refill", "exgrpo.rank=rarety"], "exgrpo.rank=rarety is unknown", "did you mean rarity?"),
+        (["exgrpo.policy=on_policy", "exgrpo.inject=false"], "exgrpo.inject=false", "exgrpo.policy=on_policy"),
         (["data.train_batch_size=10"], "data.train_batch_size", "multiple"),
         (
             ["trainer.n_gpus_per_node=3", "actor_rollout_ref.rollout.n=8"],
@@ -183,14 +193,14 @@ def test_settings_that_disagree_are_warnings(tiny):
 
 def test_a_reward_model_that_would_sleep_is_a_warning():
     continuous = ["backbone=qwen2.5-7b", "method=continuous"]
-    assert list(reward_findings(compose_run(continuous))) == []
-    sleeping = compose_run([*continuous, "reward.reward_model.rollout.free_cache_engine=true"])
+    assert list(reward_findings(run_of(*continuous))) == []
+    sleeping = run_of(*continuous, "reward.reward_model.rollout.free_cache_engine=true")
     assert [f.severity for f in reward_findings(sleeping)] == [WARNING]
 
 
 @pytest.mark.parametrize("path", ["/models/skywork", "outputs/models/sky/work", "./skywork", None])
 def test_a_reward_model_that_is_not_there_is_an_error(path):
-    run = compose_run(["backbone=qwen2.5-7b", "method=continuous", f"reward.reward_model.model_path={path or 'null'}"])
+    run = run_of("backbone=qwen2.5-7b", "method=continuous", f"reward.reward_model.model_path={path or 'null'}")
     text = only([f.text for f in reward_findings(run)])
     assert text.startswith(f"reward.reward_model.model_path: the folder {path} does not exist; set REWARD_MODEL")
 
@@ -210,7 +220,7 @@ def test_a_reward_function_is_found_as_verl_finds_it(tiny, path):
 
 
 def test_another_verl_is_an_error(tiny):
-    found = list(environment_findings(tiny(), {"verl": "0.9.2", "TransferQueue": "0.1.11"}.get))
+    found = list(environment_findings(Run.of(tiny()), {"verl": "0.9.2", "TransferQueue": "0.1.11"}.get))
     assert [(f.severity, f.text) for f in found] == [
         (ERROR, "verl 0.9.2 is installed, ExGRPO is written for 0.9.1; pip install verl==0.9.1.")
     ]
@@ -218,7 +228,7 @@ def test_another_verl_is_an_error(tiny):
 
 def test_missing_packages_are_warnings(tiny, seven):
     def severities(config):
-        return [f.severity for f in environment_findings(config, {"verl": "0.9.1"}.get)]
+        return [f.severity for f in environment_findings(Run.of(config), {"verl": "0.9.1"}.get)]
 
     assert severities(tiny()) == [WARNING], "TransferQueue"
     assert severities(seven()) == [WARNING, WARNING], "and flash-attn"
@@ -231,7 +241,7 @@ def test_loggers_that_are_unknown_or_missing_are_errors(tiny):
 
     def texts(loggers, **versions):
         installed = {"verl": "0.9.1", "TransferQueue": "0.1.11"} | versions
-        return [f.text for f in environment_findings(tiny(f"trainer.logger={loggers}"), installed.get)]
+        return [f.text for f in environment_findings(Run.of(tiny(f"trainer.logger={loggers}")), installed.get)]
 
     assert texts("[console,wandb,tensorboard]", wandb="0.20", tensorboard="2.19") == []
     assert texts("console") == texts("[]") == []
@@ -287,6 +297,17 @@ def test_a_row_is_found_behind_the_first_batch(tmp_path):
     """pyarrow reads 65,536 rows at a time."""
     path = write(tmp_path / "x.parquet", [row(i) for i in range(70_000)] + [row(70_000, prompt=[])])
     assert list(missing_values(path)) == ["row 70000 has no prompt"]
+
+
+def test_a_file_whose_values_are_damaged_is_an_error(tiny, tmp_path):
+    """Its footer, with the schema, is whole."""
+    path = write(tmp_path / "x.parquet", [row(i) for i in range(1000)])
+    content = bytearray((tmp_path / "x.parquet").read_bytes())
+    content[4:2000] = bytes(1996)
+    (tmp_path / "x.parquet").write_bytes(content)
+    assert only(found(tiny(f"data.train_files={path}"))).startswith(
+        f"data.train_files: {path}: cannot be read as parquet ("
+    )
 
 
 def test_a_file_without_rows_is_an_error(tiny, tmp_path):
@@ -521,7 +542,7 @@ def test_parameters_of_the_toy_model_are_those_in_its_file():
 
 def test_gpu_estimate_of_the_7b_run(seven):
     p, t = 7_615_616_512, 32768
-    estimate = estimate_gpu(seven(), shape_of(KNOWN["Qwen/Qwen2.5-7B"]), 80 * GIB)
+    estimate = estimate_gpu(Run.of(seven()), shape_of(KNOWN["Qwen/Qwen2.5-7B"]), 80 * GIB)
     activations = t * 3584 * 28 * 2 + t * (8 * 3584 + 4 * 18944) * 2 + 4 * t * 152064 * 2
     assert estimate.update == pytest.approx(2 * p + 2 * 2 * 152064 * 3584 + activations + 2 * GIB)
     assert estimate.update / GIB == pytest.approx(67.8, abs=0.1)
@@ -533,9 +554,9 @@ def test_gpu_estimate_of_the_7b_run(seven):
 def test_offload_moves_weights_and_moments_to_the_host(seven):
     shape, card = shape_of(KNOWN["Qwen/Qwen2.5-7B"]), 80 * GIB
     fsdp = "actor_rollout_ref.actor.fsdp_config"
-    plain = estimate_gpu(seven(), shape, card)
-    moments = estimate_gpu(seven(f"{fsdp}.optimizer_offload=true"), shape, card)
-    policy = estimate_gpu(seven(f"{fsdp}.offload_policy=true"), shape, card)
+    plain = estimate_gpu(Run.of(seven()), shape, card)
+    moments = estimate_gpu(Run.of(seven(f"{fsdp}.optimizer_offload=true")), shape, card)
+    policy = estimate_gpu(Run.of(seven(f"{fsdp}.offload_policy=true")), shape, card)
     assert plain.rollout - moments.rollout == shape.parameters
     assert plain.update == moments.update, "verl loads the moments back for the update"
     assert plain.update - policy.update == 2 * shape.parameters
@@ -543,22 +564,40 @@ def test_offload_moves_weights_and_moments_to_the_host(seven):
 
 def test_fused_kernels_save_the_logits_and_checkpoints_the_layers(seven):
     shape, card = shape_of(KNOWN["Qwen/Qwen2.5-7B"]), 80 * GIB
-    plain = estimate_gpu(seven(), shape, card).update
-    fused = estimate_gpu(seven("actor_rollout_ref.model.use_fused_kernels=true"), shape, card).update
-    kept = estimate_gpu(seven("actor_rollout_ref.model.enable_gradient_checkpointing=false"), shape, card).update
+    plain = estimate_gpu(Run.of(seven()), shape, card).update
+    fused = estimate_gpu(Run.of(seven("actor_rollout_ref.model.use_fused_kernels=true")), shape, card).update
+    kept = estimate_gpu(
+        Run.of(seven("actor_rollout_ref.model.enable_gradient_checkpointing=false")), shape, card
+    ).update
     assert plain - fused == 4 * 32768 * 152064 * 2
     assert kept - plain == 32768 * 2 * (27 * (8 * 3584 + 4 * 18944) - 28 * 3584)
 
 
 def test_the_buffer_of_the_published_run_is_the_published_size(seven):
-    assert buffer_bytes(seven()) == pytest.approx(1.77e9)
-    assert buffer_bytes(seven("exgrpo.buffer.max_bytes=1000000")) == 1_000_000
-    assert buffer_bytes(seven("exgrpo.policy=on_policy")) == 0
+    assert experience_bytes(Run.of(seven())) == pytest.approx(1.77e9)
+    assert experience_bytes(Run.of(seven("exgrpo.buffer.max_bytes=1000000"))) == 1_000_000
+
+
+@pytest.mark.parametrize("policy", ["on_policy", "masked"])
+def test_a_policy_without_a_store_takes_no_memory_for_experience(seven, policy):
+    assert experience_bytes(Run.of(seven(f"exgrpo.policy={policy}"))) == 0
+
+
+def test_refill_stores_no_more_than_its_oldest_step_allows(seven):
+    """20 steps (exgrpo.refill.max_age_steps) of the 700: at the published rate 1.77 GB x 20 / 700, however long the run."""
+    refill = seven("exgrpo.policy=refill")
+    assert experience_bytes(Run.of(refill)) == pytest.approx(1.77e9 * 20 / 700)
+    refill.trainer.total_training_steps = 7000
+    assert experience_bytes(Run.of(refill)) == pytest.approx(1.77e9 * 20 / 700)
+    refill.trainer.total_training_steps = 10
+    assert experience_bytes(Run.of(refill)) == pytest.approx(1.77e9 * 10 / 700)
+    refill.exgrpo.refill.max_age_steps = 5
+    assert experience_bytes(Run.of(refill)) == pytest.approx(1.77e9 * 5 / 700)
 
 
 def test_what_cannot_fit_is_impossible_and_what_may_not_is_a_warning(seven):
     def severities(*overrides):
-        return {f.severity for f in memory_findings(seven(*overrides))}
+        return {f.severity for f in memory_findings(Run.of(seven(*overrides)))}
 
     assert severities() == {NOTE}
     assert severities("trainer.n_gpus_per_node=4") == {NOTE, WARNING}
@@ -581,42 +620,45 @@ def test_what_cannot_fit_is_impossible_and_what_may_not_is_a_warning(seven):
 )
 def test_the_shipped_hardware_presets_fit_by_the_estimate(target):
     backbone = [] if target[0].startswith("backbone") else ["backbone=qwen2.5-math-7b"]
-    config = compose_run([*backbone, *target])
-    assert [f.text for f in memory_findings(config) if f.severity != NOTE] == []
+    assert [f.text for f in memory_findings(run_of(*backbone, *target)) if f.severity != NOTE] == []
 
 
 def test_an_unknown_model_is_said_to_be_unknown(seven):
-    texts = [f.text for f in memory_findings(seven("actor_rollout_ref.model.path=acme/model"))]
+    texts = [f.text for f in memory_findings(Run.of(seven("actor_rollout_ref.model.path=acme/model")))]
     assert any(text.startswith("memory: unknown") for text in texts)
 
 
 def test_memory_of_a_cpu_run(tiny):
     t = 2048
-    shape, config = model_shape(str(ROOT / TOY)), tiny(f"actor_rollout_ref.actor.ppo_max_token_len_per_gpu={t}")
+    shape = model_shape(str(ROOT / TOY))
+    run = Run.of(tiny(f"actor_rollout_ref.actor.ppo_max_token_len_per_gpu={t}"))
     p = shape.parameters
     activations = t * (8 * 128 + 4 * 256) * 4 * 2 + 4 * t * 290 * 4
-    assert cpu_bytes(config, shape) == pytest.approx(6 * GIB + 20 * p + activations + GIB + buffer_bytes(config))
-    assert [f.severity for f in memory_findings(config, ram=4 * GIB)] == [NOTE, WARNING]
-    assert [f.severity for f in memory_findings(config, ram=2**20)] == [NOTE, IMPOSSIBLE]
+    assert cpu_bytes(run, shape) == pytest.approx(6 * GIB + 20 * p + activations + GIB + experience_bytes(run))
+    assert [f.severity for f in memory_findings(run, ram=4 * GIB)] == [NOTE, WARNING]
+    assert [f.severity for f in memory_findings(run, ram=2**20)] == [NOTE, IMPOSSIBLE]
 
 
 # ---- disk
 
 
 def test_checkpoints_that_will_lie_side_by_side(seven, tmp_path):
-    assert remaining_saves(seven(), tmp_path) == 14
-    assert remaining_saves(seven("trainer.total_training_steps=701"), tmp_path) == 15
-    assert remaining_saves(seven("trainer.max_actor_ckpt_to_keep=2"), tmp_path) == 3
-    assert remaining_saves(seven("trainer.save_freq=-1"), tmp_path) == 0
+    def saves(*overrides: str) -> int:
+        return remaining_saves(Run.of(seven(f"trainer.default_local_dir={tmp_path}", *overrides)))
+
+    assert saves() == 14
+    assert saves("trainer.total_training_steps=701") == 15
+    assert saves("trainer.max_actor_ckpt_to_keep=2") == 3
+    assert saves("trainer.save_freq=-1") == 0
     for step in (50, 100):
         (tmp_path / f"global_step_{step}").mkdir()
-    assert remaining_saves(seven(), tmp_path) == 12
+    assert saves() == 12
 
 
 def test_disk_for_one_checkpoint_is_needed_and_for_all_is_advised(seven, tmp_path):
-    config = seven(f"trainer.default_local_dir={tmp_path}/run", "exgrpo.policy=on_policy")
+    run = Run.of(seven(f"trainer.default_local_dir={tmp_path}/run", "exgrpo.policy=on_policy"))
     one = 12 * 7_615_616_512
-    severities = {free: [f.severity for f in disk_findings(config, free)] for free in (one - 1, one, 14 * one)}
+    severities = {free: [f.severity for f in disk_findings(run, free)] for free in (one - 1, one, 14 * one)}
     assert severities == {one - 1: [ERROR], one: [WARNING], 14 * one: [NOTE]}
 
 
@@ -653,7 +695,7 @@ def command(good, capsys):
 def test_the_command_accepts_a_good_run(command):
     code, printed = command()
     assert code == 0
-    assert "nothing speaks against this run" in printed
+    assert "all checks passed" in printed
 
 
 def test_the_command_names_key_and_remedy_and_exits_with_2(command):
@@ -701,7 +743,7 @@ def test_a_script_is_checked_as_it_would_run_from_any_folder(capsys, monkeypatch
 def test_the_command_takes_a_script_and_its_switches(good, capsys, monkeypatch):
     monkeypatch.setenv("TINY", "1")
     code = main(["check", "--no-verl", "scripts/ablations/rho_0.25.sh", *good[1:]])
-    assert (code, "nothing speaks against" in capsys.readouterr().out) == (0, True)
+    assert (code, "all checks passed" in capsys.readouterr().out) == (0, True)
 
 
 @pytest.mark.slow
@@ -720,7 +762,9 @@ def test_every_script_as_shipped_passes_types_and_verls_validation(monkeypatch):
     assert len(scripts) >= 30
     for script in scripts:
         config = compose_run(script_overrides(script))
-        assert (script, [*type_findings(config), *config_problems(config), *reward_findings(config)]) == (script, [])
+        assert (script, list(type_findings(config))) == (script, [])
+        run = Run.of(config)
+        assert (script, [*configuration_findings(run), *reward_findings(run)]) == (script, [])
         validate(config)
 
 

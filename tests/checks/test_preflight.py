@@ -6,7 +6,6 @@ import pytest
 from omegaconf import OmegaConf
 
 from recipe.exgrpo.checks.preflight import PreflightError, check
-from recipe.exgrpo.core.config import ExGRPOConfig
 
 
 def row(i: int, **extra_info) -> dict:
@@ -52,7 +51,7 @@ def refused(config) -> str:
 
 @pytest.mark.parametrize("hardware", ["cpu", "gpu"])
 def test_the_shipped_configuration_passes(compose, files, hardware):
-    assert check(compose(*files, f"hardware={hardware}")) == ExGRPOConfig()
+    check(compose(*files, f"hardware={hardware}"))
 
 
 @pytest.mark.parametrize(

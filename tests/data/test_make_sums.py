@@ -9,6 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from recipe.exgrpo.checks.data import data_findings
+from recipe.exgrpo.checks.run import Run
 from recipe.exgrpo.presets.compose import ROOT
 from recipe.exgrpo.presets.compose import compose as compose_run
 from verl_ext.rewards import Grader, find_rule
@@ -40,7 +41,7 @@ def test_splits_are_disjoint_right_and_the_same_again(tmp_path):
 def test_the_files_pass_the_check(tmp_path):
     make("--out", tmp_path, "--train", 40, "--test", 8)
     files = [f"data.train_files={tmp_path}/sums_train.parquet", f"data.val_files={tmp_path}/sums_test.parquet"]
-    assert list(data_findings(compose_run(["hardware=cpu", *files, "data.train_batch_size=4"]))) == []
+    assert list(data_findings(Run.of(compose_run(["hardware=cpu", *files, "data.train_batch_size=4"])))) == []
 
 
 def test_an_answer_needs_no_box():

@@ -8,6 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from recipe.exgrpo.checks.data import data_findings
+from recipe.exgrpo.checks.run import Run
 from recipe.exgrpo.presets.compose import ROOT
 from recipe.exgrpo.presets.compose import compose as compose_run
 
@@ -44,7 +45,7 @@ def test_the_files_pass_the_check_of_the_continuous_run(source, tmp_path):
     out = tmp_path / "chat.parquet"
     prepare("--source", source, "--question-key", "turn.text", "--held-out", 3, "--out", out)
     files = [f"data.train_files={out}", f"data.val_files={tmp_path}/chat_heldout.parquet", "data.train_batch_size=4"]
-    assert list(data_findings(compose_run(["backbone=qwen2.5-7b", "method=continuous", *files]))) == []
+    assert list(data_findings(Run.of(compose_run(["backbone=qwen2.5-7b", "method=continuous", *files])))) == []
 
 
 def test_bad_input_is_one_sentence_and_exit_code_2(source, tmp_path):

@@ -7,7 +7,8 @@ import pytest
 
 from recipe.exgrpo.checks.findings import NOTE
 from recipe.exgrpo.checks.memory import GIB, estimate_gpu, memory_findings
-from recipe.exgrpo.checks.model import model_shape
+from recipe.exgrpo.checks.run import Run
+from recipe.exgrpo.checks.shapes import model_shape
 from recipe.exgrpo.presets.compose import ROOT, compose, experiment_scripts, script_overrides
 from recipe.exgrpo.presets.paper_settings import load_table
 
@@ -73,10 +74,10 @@ def test_hardware_rows_are_what_the_check_estimates(monkeypatch, row):
     for switch in (word for word in given if word[0].isupper()):
         monkeypatch.setenv(*switch.split("="))
     arguments = [word for word in given if word[0].islower()]
-    config = compose(script_overrides(ROOT / "scripts" / "qwen2.5-math-7b_exgrpo.sh", arguments))
-    estimate = estimate_gpu(config, model_shape("Qwen/Qwen2.5-7B"), config.preset.gpu_memory_gib * GIB)
+    run = Run.of(compose(script_overrides(ROOT / "scripts" / "qwen2.5-math-7b_exgrpo.sh", arguments)))
+    estimate = estimate_gpu(run, model_shape("Qwen/Qwen2.5-7B"), run.config.preset.gpu_memory_gib * GIB)
     assert [f"{size / GIB:.0f}" for size in (estimate.update, estimate.rollout)] == row[3:5]
-    assert [f.text for f in memory_findings(config) if f.severity != NOTE] == []
+    assert [f.text for f in memory_findings(run) if f.severity != NOTE] == []
 
 
 def test_there_is_a_row_for_every_size_of_machine():

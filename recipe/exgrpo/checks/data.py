@@ -5,16 +5,14 @@ from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from omegaconf import DictConfig
 
 from recipe.exgrpo.checks.findings import Finding, error, warning
+from recipe.exgrpo.checks.run import Run
 from verl_ext.dataset import (
-    SPLITS,
     fields_of,
     index_questions,
     manifest_of,
     missing_values,
-    paths_of,
     read_schema,
     schema_problems,
 )
@@ -25,22 +23,12 @@ MEDIA_KEYS = ("image_key", "video_key", "audio_key")
 SINGLE_TURN_AGENTS = ("single_turn_agent", "seeded_single_turn")
 
 
-def data_findings(config: DictConfig) -> Iterator[Finding]:
+def data_findings(run: Run) -> Iterator[Finding]:
     """Everything wrong with the files of both splits; ids are checked when the training files can be read."""
-    readable = True
-    for split in SPLITS:
-        try:
-            paths = paths_of(config, split)
-        except ValueError as problem:
-            readable = False
-            yield error(str(problem))
-            continue
-        for path in paths:
-            found = list(_file_findings(config, split, path))
-            yield from found
-            readable = readable and (split == "val_files" or not found)
-    if readable:
-        yield from _question_findings(config)
+    found = {split: list(_split_findings(run, split)) for split in SWITCHES}
+    yield from (finding for findings in found.values() for finding in findings)
+    if not found["train_files"]:
+        yield from _question_findings(run)
 
 
 def column(path: str, name: str) -> Iterator:
@@ -49,30 +37,37 @@ def column(path: str, name: str) -> Iterator:
         yield from batch.column(0).to_pylist()
 
 
-def _file_findings(config: DictConfig, split: str, path: str) -> Iterator[Finding]:
+def _split_findings(run: Run, split: str) -> Iterator[Finding]:
+    if not run.files[split]:
+        yield error(f"data.{split} is not set; name at least one parquet file.")
+    for path in run.files[split]:
+        try:
+            yield from _file_findings(run, split, path)
+        except ValueError as problem:
+            yield error(f"data.{split}: {problem}.")
+
+
+def _file_findings(run: Run, split: str, path: str) -> Iterator[Finding]:
+    """What is wrong with a file; ValueError when it cannot be read."""
     key = f"data.{split}"
     if not Path(path).is_file():
-        yield error(f"{key}: there is no file {path}; set {SWITCHES[split]} or {key} to one{_how_to_make(config)}.")
+        yield error(f"{key}: there is no file {path}; set {SWITCHES[split]} or {key} to one{_how_to_make(run)}.")
         return
-    try:
-        schema = read_schema(path)
-    except ValueError as problem:
-        yield error(f"{key}: {problem}.")
-        return
-    problems = list(_schema_problems(config, schema))
+    schema = read_schema(path)
+    problems = list(_schema_problems(run, schema))
     if not problems:
-        problems = list(_row_problems(path, graded=config.reward.custom_reward_function.path == RULES))
+        problems = list(_row_problems(path, graded=run.config.reward.custom_reward_function.path == RULES))
     yield from (error(f"{key}: {path}: {text}") for text in problems)
     if "agent_name" in schema.names:
         yield from _agent_findings(key, path)
-    yield from _template_findings(config, key, path)
+    yield from _template_findings(run, key, path)
 
 
-def _schema_problems(config: DictConfig, schema: pa.Schema) -> Iterator[str]:
+def _schema_problems(run: Run, schema: pa.Schema) -> Iterator[str]:
     """One sentence for each column that is missing, of another type, or not supported."""
     wrong = list(schema_problems(schema))
     yield from (f"{text}." for text in wrong)
-    for name in filter(None, (config.data.get(key) for key in MEDIA_KEYS)):
+    for name in filter(None, (run.config.data.get(key) for key in MEDIA_KEYS)):
         if name in schema.names:
             yield f"column {name!r} holds multimodal data; ExGRPO replays single-turn text only."
     if not wrong and "tools_kwargs" in fields_of(schema.field("extra_info").type):
@@ -87,9 +82,8 @@ def _row_problems(path: str, graded: bool) -> Iterator[str]:
         yield "there are no rows; make the file again (data/prepare_train.py)."
 
 
-def _how_to_make(config: DictConfig) -> str:
-    template = config.get("preset", {}).get("template")
-    return f", or make it (docs/reproduce.md has the command, template {template})" if template else ""
+def _how_to_make(run: Run) -> str:
+    return f", or make it (docs/reproduce.md has the command, template {run.template})" if run.template else ""
 
 
 def _agent_findings(key: str, path: str) -> Iterator[Finding]:
@@ -103,8 +97,8 @@ def _agent_findings(key: str, path: str) -> Iterator[Finding]:
             return
 
 
-def _template_findings(config: DictConfig, key: str, path: str) -> Iterator[Finding]:
-    wanted, made = config.get("preset", {}).get("template"), (manifest_of(path) or {}).get("template")
+def _template_findings(run: Run, key: str, path: str) -> Iterator[Finding]:
+    wanted, made = run.template, (manifest_of(path) or {}).get("template")
     if wanted and made and wanted != made:
         yield error(
             f"{key}: {path} was made with template {made!r}, this run wants {wanted!r} (preset.template); make it again with "
@@ -112,17 +106,17 @@ def _template_findings(config: DictConfig, key: str, path: str) -> Iterator[Find
         )
 
 
-def _question_findings(config: DictConfig) -> Iterator[Finding]:
-    infos = (info for path in paths_of(config, "train_files") for info in column(path, "extra_info"))
+def _question_findings(run: Run) -> Iterator[Finding]:
+    infos = (info for path in run.files["train_files"] for info in column(path, "extra_info"))
     try:
         questions = len(index_questions(infos))
     except ValueError as problem:
         yield error(str(problem))
         return
-    limit = config.data.get("train_max_samples", -1)
+    limit = run.config.data.get("train_max_samples", -1)
     questions = min(questions, limit) if limit and limit > 0 else questions
-    if questions < config.data.train_batch_size:
+    if questions < run.questions:
         yield warning(
-            f"data.train_batch_size is {config.data.train_batch_size} but data.train_files have {questions} questions; "
-            "a question takes part once a step, so that steps will be smaller."
+            f"data.train_batch_size is {run.questions} but data.train_files have {questions} questions; "
+            "a question takes part once per step, so that steps will be smaller."
         )

@@ -5,42 +5,40 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from omegaconf import DictConfig
-
 from recipe.exgrpo.checks.findings import Finding, error, note, warning
-from recipe.exgrpo.checks.memory import buffer_bytes
-from recipe.exgrpo.checks.model import model_shape
+from recipe.exgrpo.checks.memory import experience_bytes
+from recipe.exgrpo.checks.run import Run
 
 GB = 1e9
 BYTES_PER_PARAMETER = 12  # float32 weights and Adam's two moments
 
 
-def disk_findings(config: DictConfig, free: float | None = None) -> Iterator[Finding]:
+def disk_findings(run: Run, free: float | None = None) -> Iterator[Finding]:
     """What is wrong with `trainer.default_local_dir`; `free` is in bytes (default: measured)."""
-    folder = Path(config.trainer.default_local_dir)
-    existing = _existing(folder)
+    existing = _existing(run.folder)
     problem = _write_problem(existing)
     if problem:
-        yield error(f"trainer.default_local_dir: {folder} cannot be written ({problem}); set RUN to another folder.")
+        yield error(
+            f"trainer.default_local_dir: {run.folder} cannot be written ({problem}); set RUN to another folder."
+        )
         return
-    shape = model_shape(config.actor_rollout_ref.model.path)
-    saves = remaining_saves(config, folder)
+    saves = remaining_saves(run)
     if not saves:
         return
-    if shape is None:
+    if run.shape is None:
         yield note("disk: unknown, the model's size is not known here.")
         return
     free = shutil.disk_usage(existing).free if free is None else free
-    yield _space(folder, free, saves, BYTES_PER_PARAMETER * shape.parameters + buffer_bytes(config))
+    yield _space(run.folder, free, saves, BYTES_PER_PARAMETER * run.shape.parameters + experience_bytes(run))
 
 
-def remaining_saves(config: DictConfig, folder: Path) -> int:
-    """Checkpoints that will lie side by side, those already in `folder` not counted; 0 if none are saved."""
-    trainer = config.trainer
+def remaining_saves(run: Run) -> int:
+    """Checkpoints that will lie side by side, those already in the run's folder not counted; 0 if none are saved."""
+    trainer = run.config.trainer
     if trainer.save_freq <= 0:
         return 0
-    done = len(list(folder.glob("global_step_*")))
-    saves = max(0, -(-(trainer.total_training_steps or 1) // trainer.save_freq) - done)
+    done = len(list(run.folder.glob("global_step_*")))
+    saves = max(0, -(-(run.steps or 1) // trainer.save_freq) - done)
     # verl writes the new one before it removes the old.
     return min(saves, trainer.max_actor_ckpt_to_keep + 1) if trainer.max_actor_ckpt_to_keep else saves
 

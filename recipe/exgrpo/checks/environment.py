@@ -3,9 +3,8 @@
 from collections.abc import Callable, Iterator
 from importlib.resources import files
 
-from omegaconf import DictConfig
-
 from recipe.exgrpo.checks.findings import Finding, error, warning
+from recipe.exgrpo.checks.run import Run
 from verl_ext.packages import installed
 
 TRANSFER_QUEUE = "0.1.11"
@@ -20,7 +19,7 @@ def required_verl() -> str:
     return next(line.removeprefix("VERSION=") for line in lines if line.startswith("VERSION="))
 
 
-def environment_findings(config: DictConfig, version: Callable[[str], str | None] = installed) -> Iterator[Finding]:
+def environment_findings(run: Run, version: Callable[[str], str | None] = installed) -> Iterator[Finding]:
     """Wrong or missing packages. `version` looks one up; a machine that only checks need not have flash-attn."""
     wanted = required_verl()
     if version("verl") != wanted:
@@ -30,18 +29,18 @@ def environment_findings(config: DictConfig, version: Callable[[str], str | None
             f"TransferQueue {version('TransferQueue')} is installed, {TRANSFER_QUEUE} is tested; "
             f"pip install TransferQueue=={TRANSFER_QUEUE}."
         )
-    yield from _logger_findings(config, version)
-    attention = (config.actor_rollout_ref.model.get("override_config") or {}).get("attn_implementation")
-    if config.trainer.device == "cuda" and attention is None and version("flash-attn") is None:
+    yield from _logger_findings(run, version)
+    attention = (run.config.actor_rollout_ref.model.get("override_config") or {}).get("attn_implementation")
+    if run.config.trainer.device == "cuda" and attention is None and version("flash-attn") is None:
         yield warning(
             "flash-attn is not installed here and is needed where the run trains; install it (requirements-gpu.txt) or set "
             "+actor_rollout_ref.model.override_config.attn_implementation=sdpa (slower, padded batches)."
         )
 
 
-def _logger_findings(config: DictConfig, version: Callable[[str], str | None]) -> Iterator[Finding]:
+def _logger_findings(run: Run, version: Callable[[str], str | None]) -> Iterator[Finding]:
     """verl meets an unknown or missing logger after models and servers are up."""
-    names = config.trainer.logger or []
+    names = run.config.trainer.logger or []
     for name in [names] if isinstance(names, str) else names:
         if name not in LOGGERS:
             yield error(f"trainer.logger: {name!r} is not one of {', '.join(LOGGERS)}.")

@@ -4,16 +4,16 @@ import importlib.util
 from collections.abc import Iterator
 from pathlib import Path
 
-from omegaconf import DictConfig
-
 from recipe.exgrpo.checks.findings import Finding, error, warning
-from recipe.exgrpo.checks.model import is_missing
+from recipe.exgrpo.checks.run import Run
+from recipe.exgrpo.checks.shapes import is_missing
 
 
-def reward_findings(config: DictConfig) -> Iterator[Finding]:
+def reward_findings(run: Run) -> Iterator[Finding]:
     """A reward function or model that is not there; and a reward model on GPUs of its own, which verl 0.9.1 puts to sleep at
     the start and wakes in the shared mode only."""
-    model, path = config.reward.reward_model, config.reward.custom_reward_function.path
+    reward = run.config.reward
+    model, path = reward.reward_model, reward.custom_reward_function.path
     if path and not _is_module(path):
         yield error(f"reward.custom_reward_function.path: there is no {path}; name a python file or pkg://MODULE.")
     if model.enable and is_missing(str(model.model_path)):

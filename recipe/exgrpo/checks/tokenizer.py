@@ -6,68 +6,60 @@ from pathlib import Path
 from typing import Any
 
 from jinja2 import TemplateError
-from omegaconf import DictConfig
 
 from recipe.exgrpo.checks.data import column
 from recipe.exgrpo.checks.findings import Finding, error, warning
-from recipe.exgrpo.checks.model import is_missing, local_folder, model_shape
-from verl_ext.dataset import paths_of
+from recipe.exgrpo.checks.run import Run
+from recipe.exgrpo.checks.shapes import is_missing
 
 SAMPLE = 200  # prompts looked at; all of them would take a minute
 TEMPLATES = Path(__file__).resolve().parents[3] / "data" / "templates"
 
 
-def tokenizer_findings(config: DictConfig, readable: bool) -> Iterator[Finding]:
+def tokenizer_findings(run: Run, readable: bool) -> Iterator[Finding]:
     """What is wrong with the tokenizer, alone and, where the parquet files are `readable`, with the training prompts."""
-    model = config.actor_rollout_ref.model
-    folder = local_folder(model.tokenizer_path or model.path)
+    folder = run.tokenizer_folder
     if folder is None:
-        yield from _missing_findings(config)
+        yield from _missing_findings(run)
         return
     tokenizer = _load(folder)
     if isinstance(tokenizer, Finding):
         yield tokenizer
         return
-    yield from _vocabulary_findings(config, tokenizer)
+    yield from _vocabulary_findings(run, tokenizer)
     if not tokenizer.chat_template:
-        yield error(f"{_key(config)}: {folder} has no chat template{_remedy(config)}")
+        yield error(f"{run.tokenizer_key}: {folder} has no chat template{_remedy(run)}")
     elif readable:
-        yield from _prompt_findings(config, tokenizer, folder)
+        yield from _prompt_findings(run, tokenizer, folder)
 
 
-def _prompt_findings(config: DictConfig, tokenizer: Any, folder: Path) -> Iterator[Finding]:
-    prompts = list(islice(column(paths_of(config, "train_files")[0], config.data.prompt_key), SAMPLE))
+def _prompt_findings(run: Run, tokenizer: Any, folder: Path) -> Iterator[Finding]:
+    prompts = list(islice(column(run.files["train_files"][0], run.config.data.prompt_key), SAMPLE))
     try:
         texts = [
             tokenizer.apply_chat_template(prompt, add_generation_prompt=True, tokenize=False) for prompt in prompts
         ]
     except TemplateError as problem:
         yield error(
-            f"{_key(config)}: the chat template of {folder} cannot write the prompts ({problem}){_remedy(config)}"
+            f"{run.tokenizer_key}: the chat template of {folder} cannot write the prompts ({problem}){_remedy(run)}"
         )
         return
-    yield from _template_findings(config, tokenizer, prompts, texts)
-    yield from _length_findings(config, tokenizer, texts)
+    yield from _template_findings(run, tokenizer, prompts, texts)
+    yield from _length_findings(run, tokenizer, texts)
 
 
-def _key(config: DictConfig) -> str:
-    name = "tokenizer_path" if config.actor_rollout_ref.model.tokenizer_path else "path"
-    return f"actor_rollout_ref.model.{name}"
-
-
-def _remedy(config: DictConfig) -> str:
-    template = config.get("preset", {}).get("template") or "NAME"
+def _remedy(run: Run) -> str:
     return (
-        f"; make one with data/prepare_tokenizer.py --model {config.actor_rollout_ref.model.path} --template {template} and "
+        f"; make one with data/prepare_tokenizer.py --model {run.model} --template {run.template or 'NAME'} and "
         "set actor_rollout_ref.model.tokenizer_path."
     )
 
 
-def _missing_findings(config: DictConfig) -> Iterator[Finding]:
+def _missing_findings(run: Run) -> Iterator[Finding]:
     """A tokenizer folder that was named but never made is an error; a hub id may be downloaded later."""
-    path = config.actor_rollout_ref.model.tokenizer_path
+    path = run.config.actor_rollout_ref.model.tokenizer_path
     if path and is_missing(path):
-        yield error(f"actor_rollout_ref.model.tokenizer_path: the folder {path} does not exist{_remedy(config)}")
+        yield error(f"actor_rollout_ref.model.tokenizer_path: the folder {path} does not exist{_remedy(run)}")
 
 
 def _load(folder: Path) -> Any:
@@ -85,18 +77,17 @@ def _load(folder: Path) -> Any:
     return error(f"actor_rollout_ref.model.tokenizer_path: {folder} has no vocabulary; download its tokenizer.json.")
 
 
-def _vocabulary_findings(config: DictConfig, tokenizer: Any) -> Iterator[Finding]:
-    shape = model_shape(config.actor_rollout_ref.model.path)
-    if shape is not None and len(tokenizer) > shape.vocab:
+def _vocabulary_findings(run: Run, tokenizer: Any) -> Iterator[Finding]:
+    if run.shape is not None and len(tokenizer) > run.shape.vocab:
         yield error(
-            f"{_key(config)}: the tokenizer has {len(tokenizer)} tokens, the model embeds {shape.vocab}; use the model's own "
-            "tokenizer."
+            f"{run.tokenizer_key}: the tokenizer has {len(tokenizer)} tokens, the model embeds {run.shape.vocab}; use the "
+            "model's own tokenizer."
         )
 
 
-def _template_findings(config: DictConfig, tokenizer: Any, prompts: list, texts: list[str]) -> Iterator[Finding]:
+def _template_findings(run: Run, tokenizer: Any, prompts: list, texts: list[str]) -> Iterator[Finding]:
     """The rendered prompt must look as preset.template says (data/templates)."""
-    name = config.get("preset", {}).get("template")
+    name = run.template
     if not name or not prompts:
         return
     template = _template(name)
@@ -107,13 +98,13 @@ def _template_findings(config: DictConfig, tokenizer: Any, prompts: list, texts:
     opening = template.get("assistant_opening", "")
     if not rendered.endswith(opening):
         yield error(
-            f"{_key(config)}: template {name!r} opens the answer with {opening!r}, this chat template ends with "
-            f"{rendered[-20:]!r}{_remedy(config)}"
+            f"{run.tokenizer_key}: template {name!r} opens the answer with {opening!r}, this chat template ends with "
+            f"{rendered[-20:]!r}{_remedy(run)}"
         )
     plain = (tokenizer.bos_token or "") + "".join(message["content"] for message in prompts[0])
     if template.get("raw") and rendered != plain:
         yield error(
-            f"{_key(config)}: template {name!r} is plain text, this chat template adds a chat format{_remedy(config)}"
+            f"{run.tokenizer_key}: template {name!r} is plain text, this chat template adds a chat format{_remedy(run)}"
         )
 
 
@@ -124,13 +115,13 @@ def _template(name: str) -> dict | None:
     return yaml.safe_load(path.read_text(encoding="utf-8")) if path.is_file() else None
 
 
-def _length_findings(config: DictConfig, tokenizer: Any, texts: list[str]) -> Iterator[Finding]:
-    limit = config.data.max_prompt_length
+def _length_findings(run: Run, tokenizer: Any, texts: list[str]) -> Iterator[Finding]:
+    limit = run.prompt_tokens
     over = sum(len(ids) > limit for ids in tokenizer(texts, add_special_tokens=False)["input_ids"]) if texts else 0
     if not over:
         return
     text = f"data.max_prompt_length is {limit} and {over} of the first {len(texts)} prompts are longer"
-    if over == len(texts) or not config.data.filter_overlong_prompts:
+    if over == len(texts) or not run.config.data.filter_overlong_prompts:
         yield error(f"{text}; raise it, or set data.filter_overlong_prompts=true to leave out the long ones.")
     else:
         yield warning(f"{text}; verl leaves them out (data.filter_overlong_prompts).")

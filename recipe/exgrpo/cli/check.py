@@ -37,7 +37,7 @@ def run(args: argparse.Namespace) -> int:
     for finding in _findings(args):
         failed = failed or finding.severity in (ERROR, IMPOSSIBLE)
         console.print(f"[{COLOURS[finding.severity]}]{finding.severity}[/]  {escape(finding.text)}")
-    console.print("[red]this run would fail[/]" if failed else "[green]nothing speaks against this run[/]")
+    console.print("[red]this run would fail[/]" if failed else "[green]all checks passed[/]")
     return 2 if failed else 0
 
 
