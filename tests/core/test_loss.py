@@ -13,10 +13,10 @@ from recipe.exgrpo.core.loss import (
     clips_fresh,
     importance_ratio,
     mixed_policy_loss,
+    policy_shaping,
     ratio_metrics,
     ratio_sums,
     replayed_loss,
-    shape,
 )
 
 CLIP = ClipRange(low=0.2, high=0.28, dual=3.0)
@@ -109,9 +109,9 @@ def test_on_policy_the_replayed_gradient_is_beta_over_one_plus_beta_squared(beta
 
 def test_shaping_favours_tokens_that_the_policy_has_come_to_doubt():
     w = torch.tensor([0.01, 0.1, 1.0, 10.0], dtype=torch.float64, requires_grad=True)
-    shape(w.log(), 0.1).sum().backward()
+    policy_shaping(w.log(), 0.1).sum().backward()
     assert (w.grad.diff() < 0).all()
-    assert shape(w.log(), 0.1).tolist() == pytest.approx([x / (x + 0.1) for x in (0.01, 0.1, 1.0, 10.0)])
+    assert policy_shaping(w.log(), 0.1).tolist() == pytest.approx([x / (x + 0.1) for x in (0.01, 0.1, 1.0, 10.0)])
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -135,7 +135,7 @@ def test_extreme_ratios_neither_overflow_nor_poison_the_gradient(log_ratio, shap
 
 
 def test_shaping_saturates_at_the_ends():
-    ends = shape(torch.tensor([1e3, -1e3]), 0.1)
+    ends = policy_shaping(torch.tensor([1e3, -1e3]), 0.1)
     assert ends.tolist() == [1.0, 0.0]
 
 

@@ -34,7 +34,7 @@ def clipped_loss(ratio: torch.Tensor, advantages: torch.Tensor, clip: ClipRange)
     return torch.where(advantages < 0, torch.minimum(loss, -advantages * clip.dual), loss)
 
 
-def shape(log_ratio: torch.Tensor, beta: float) -> torch.Tensor:
+def policy_shaping(log_ratio: torch.Tensor, beta: float) -> torch.Tensor:
     """Policy shaping f(w) = w / (w + beta) of w = exp(log_ratio), as sigmoid(log w - log beta): cannot overflow."""
     return torch.sigmoid(log_ratio - math.log(beta))
 
@@ -48,7 +48,7 @@ def replayed_loss(
 ) -> torch.Tensor:
     """-A f(w*) with w* = pi_theta / pi_past per token, unclipped; the ablations f(w) = w and PPO clip by `config.shaping`."""
     if config.shaping == "policy":
-        return -advantages * shape(log_prob - behaviour_log_prob, config.beta)
+        return -advantages * policy_shaping(log_prob - behaviour_log_prob, config.beta)
     ratio = importance_ratio(log_prob, behaviour_log_prob)
     return -advantages * ratio if config.shaping == "none" else clipped_loss(ratio, advantages, clip)
 
