@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The on-policy twin of continuous rewards (section 5.3): Qwen2.5-7B on WildChat-IF,
+# The matched on-policy baseline of continuous rewards (section 5.3): Qwen2.5-7B on WildChat-IF,
 # scored by Skywork-Reward-Llama-3.1-8B-v0.2 (published 20.0).
 # 4 GPUs train, 4 serve the reward model (REWARD_MODEL: folder or hub id). Cost: not published.
 set -euo pipefail

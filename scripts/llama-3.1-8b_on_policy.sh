@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The on-policy twin (Dr.GRPO) on Llama-3.1-8B base: 500 steps of 128 questions, 8 rollouts each.
+# The matched on-policy baseline (Dr.GRPO) on Llama-3.1-8B base: 500 steps of 128 questions, 8 rollouts each.
 # Cost: not published; the 7B run's 155 to 185 s a step on 8 H100 is the nearest figure.
 set -euo pipefail
 # shellcheck source=scripts/launch.sh

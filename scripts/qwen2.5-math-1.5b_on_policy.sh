@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The on-policy twin (Dr.GRPO) on Qwen2.5-Math-1.5B: 500 steps of 128 questions, 8 rollouts each.
+# The matched on-policy baseline (Dr.GRPO) on Qwen2.5-Math-1.5B: 500 steps of 128 questions, 8 rollouts each.
 # Cost as published: 185.0 s a step, 26 hours on 8 H100.
 set -euo pipefail
 # shellcheck source=scripts/launch.sh

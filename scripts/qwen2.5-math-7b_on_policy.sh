@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The on-policy twin (Dr.GRPO) on Qwen2.5-Math-7B (16k-think): 700 steps of 128 questions, 8 rollouts each.
+# The matched on-policy baseline (Dr.GRPO) on Qwen2.5-Math-7B (16k-think): 700 steps of 128 questions, 8 rollouts each.
 # Cost as published: 155.4 s a step, 30 hours on 8 H100.
 set -euo pipefail
 # shellcheck source=scripts/launch.sh
