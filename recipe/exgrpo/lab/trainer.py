@@ -99,7 +99,8 @@ class Lab:
         rows = self.roll_out(slots)
         groups = [group_of(slot, members) for slot, members in zip(slots, rows, strict=True)]
         pass_rate = float(np.mean([reward for group in groups for reward in group.fresh_rewards]))
-        tools = Tools(score=self.score, read=lambda members: [response_of(rows[i][j]) for i, j in members])
+        own = list(map(list, rows))  # stored ones may take their places in `rows`
+        tools = Tools(score=self.score, read=lambda members: [response_of(own[i][j]) for i, j in members])
         for i, trajectories in policy.inject(groups, tools, step).items():
             groups[i].joined += trajectories
             rows[i] += [self.joined_row(trajectory) for trajectory in trajectories]

@@ -46,11 +46,6 @@ def ordered_groups(keys: Iterable[str], uids: Iterable[str]) -> dict[str, list[s
     return {uid: groups[uid] for uid in uids if uid in groups}
 
 
-def is_padding(tag: Mapping) -> bool:
-    """Whether a row is one of verl's copies that fill a batch up; it may have inherited any other flag."""
-    return bool(tag.get("is_padding"))
-
-
 def put(keys: list[str], partition_id: str, **fields: torch.Tensor) -> None:
     """Write one value per row for each of `fields`."""
     tq.kv_batch_put(keys=keys, partition_id=partition_id, fields=TensorDict(fields, batch_size=len(keys)))
@@ -100,17 +95,18 @@ def read_responses(keys: list[str], partition_id: str) -> list[Response]:
     """
     wanted = ["responses", "loss_mask", "old_log_probs", "prompts"]
     data = tq.kv_batch_get(keys=keys, partition_id=partition_id, select_fields=wanted)
-    for i, key in enumerate(keys):
-        # Not `response_mask`, from which verl's rollout correction takes the tokens that it rejects.
-        _check_single_turn(data["loss_mask"][i], key)
-    return [
-        Response(
-            token_ids=data["responses"][i].numpy(),
-            log_probs=data["old_log_probs"][i].float().numpy(),
-            prompt_ids=data["prompts"][i].numpy(),
-        )
-        for i in range(len(keys))
-    ]
+    return [response_of({name: data[name][i] for name in wanted}, key) for i, key in enumerate(keys)]
+
+
+def response_of(row: Mapping[str, torch.Tensor], key: str) -> Response:
+    """The same from the fields of a row that was read."""
+    # Not `response_mask`, from which verl's rollout correction takes the tokens that it rejects.
+    _check_single_turn(row["loss_mask"], key)
+    return Response(
+        token_ids=row["responses"].numpy(),
+        log_probs=row["old_log_probs"].float().numpy(),
+        prompt_ids=row["prompts"].numpy(),
+    )
 
 
 def _check_single_turn(mask: torch.Tensor, key: str) -> None:

@@ -20,9 +20,9 @@ from recipe.exgrpo.trainer.rows import nested
 
 @dataclass(frozen=True)
 class Candidate:
-    """A stored trajectory and the prompt it answers (token ids, int64 [P])."""
+    """A stored trajectory and the prompt it answers (token ids, integers [P])."""
 
-    prompt: torch.Tensor
+    prompt: torch.Tensor | np.ndarray
     trajectory: Trajectory
 
     @property
@@ -54,13 +54,14 @@ def layout(lengths: np.ndarray, ranks: int, rows_per_pass: int = 1) -> np.ndarra
 def candidate_batch(candidates: list[Candidate]) -> TensorDict:
     """Unpadded rows `input_ids, position_ids, loss_mask, prompts, responses, response_mask` for the engine."""
     responses = [torch.as_tensor(c.trajectory.token_ids, dtype=torch.int64) for c in candidates]
-    ids = [torch.cat([c.prompt, response]) for c, response in zip(candidates, responses, strict=True)]
+    prompts = [torch.as_tensor(c.prompt, dtype=torch.int64) for c in candidates]
+    ids = [torch.cat(pair) for pair in zip(prompts, responses, strict=True)]
     masks = [torch.as_tensor(c.trajectory.mask, dtype=torch.int64) for c in candidates]
     columns = {
         "input_ids": ids,
         "position_ids": [torch.arange(len(row)) for row in ids],
         "loss_mask": masks,
-        "prompts": [c.prompt for c in candidates],
+        "prompts": prompts,
         "responses": responses,
         "response_mask": masks,
     }

@@ -6,9 +6,17 @@ from dataclasses import dataclass, field
 import numpy as np
 from transfer_queue import KVBatchMeta
 
-from recipe.exgrpo.core.buffer import Trajectory
+from recipe.exgrpo.core.buffer import Response, Trajectory
 from recipe.exgrpo.core.policies.policy import Arrangement, Group, Member, Slot
-from recipe.exgrpo.trainer.rows import IN_UPDATE, in_plan_order, ordered_groups, put_flag, read_outcomes
+from recipe.exgrpo.trainer.rows import (
+    IN_UPDATE,
+    in_plan_order,
+    ordered_groups,
+    put_flag,
+    read_outcomes,
+    read_responses,
+    response_of,
+)
 from recipe.exgrpo.trainer.stored_rows import Joined, exchange, inject
 
 
@@ -16,7 +24,8 @@ from recipe.exgrpo.trainer.stored_rows import Joined, exchange, inject
 class Step:
     """One training step: `slots` by uid in batch order, then what came of them.
 
-    `keys` holds the keys of each of `groups`, fresh rollouts first; `advantages` are those that a policy sets itself.
+    `keys` holds the keys of each of `groups`, fresh rollouts first; `advantages` are those that a policy sets itself,
+    `replaced` the rows whose places stored trajectories took.
     """
 
     number: int = 0
@@ -26,9 +35,9 @@ class Step:
     infos: list[dict] = field(default_factory=list)
     joined: list[Joined] = field(default_factory=list)
     advantages: dict[str, float] = field(default_factory=dict)
+    replaced: dict[str, dict] = field(default_factory=dict)
     partition_id: str = "train"
     rows_out: int = 0
-    skipped_draws: int = 0
     scoring_waste: float = 0.0
     scoring_calls: int = 0
 
@@ -64,12 +73,19 @@ class Step:
         """The batch after `arrangement`: stored rows in freed places, a flag on what is out, advantages set aside."""
         leaving = {self.key(member) for member in arrangement.leave}
         slots = [key for key in batch.keys if key in leaving]
-        batch, names = exchange(batch, slots, arrangement.place, self.number)
+        batch, names, self.replaced = exchange(batch, slots, arrangement.place, self.number)
         put_flag(IN_UPDATE, batch, slots[len(names) :], 0.0)
         self.rows_out = len(slots) - len(names)
         self.advantages = {self.key(member): value for member, value in arrangement.advantages.items()}
         self.advantages |= dict(zip(names, (one.advantage for one in arrangement.place), strict=True))
         return batch
+
+    def read(self, members: Sequence[Member]) -> list[Response]:
+        """Rollouts of this step with their log-probs of pi_old; TransferQueue no longer has those replaced."""
+        keys = [self.key(member) for member in members]
+        there = [key for key in keys if key not in self.replaced]
+        found = dict(zip(there, read_responses(there, self.partition_id), strict=True)) if there else {}
+        return [found[key] if key in found else response_of(self.replaced[key], key) for key in keys]
 
     def key(self, member: Member) -> str:
         return self.keys[member[0]][member[1]]

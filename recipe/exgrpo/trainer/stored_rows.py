@@ -115,13 +115,13 @@ def write_behaviour_log_probs(joined: Sequence[Joined], partition_id: str) -> No
 
 def exchange(
     batch: KVBatchMeta, slots: Sequence[str], placed: Sequence[Placed], step: int
-) -> tuple[KVBatchMeta, list[str]]:
-    """A batch in which stored rows stand where the first of the rows `slots` stood, and their keys; those rows are cleared.
+) -> tuple[KVBatchMeta, list[str], dict[str, dict]]:
+    """A batch in which stored rows stand where the first of the rows `slots` stood, their keys, and the cleared rows by key.
 
     The batch keeps its size and order, so that every rank and mini-batch keeps its share.
     """
     if not placed:
-        return batch, []
+        return batch, [], {}
     taken = list(slots[: len(placed)])
     names = [f"refill{step}x{i}_0_0" for i in range(len(placed))]
     tags = dict(zip(batch.keys, batch.tags, strict=True))
@@ -131,7 +131,7 @@ def exchange(
     tags |= _put_rows(names, rows, new_tags, batch.partition_id)
     tq.kv_clear(keys=taken, partition_id=batch.partition_id)
     new = dict(zip(taken, names, strict=True))
-    return rebuilt(batch, [new.get(key, key) for key in batch.keys], tags), names
+    return rebuilt(batch, [new.get(key, key) for key in batch.keys], tags), names, dict(zip(taken, old, strict=True))
 
 
 def _placed_row(slot: dict, name: str, placed: Placed) -> dict:

@@ -37,7 +37,7 @@ from recipe.exgrpo.core.selection import Scores
 from recipe.exgrpo.trainer.cursor import Cursor
 from recipe.exgrpo.trainer.objective import ESTIMATOR, exgrpo_loss, replay_metrics
 from recipe.exgrpo.trainer.prompts import current_answers
-from recipe.exgrpo.trainer.rows import read_prompts, read_responses, write_advantages
+from recipe.exgrpo.trainer.rows import read_prompts, write_advantages
 from recipe.exgrpo.trainer.scoring import Candidate, ForwardBudget, score_candidates
 from recipe.exgrpo.trainer.step import Step, batch_metrics
 from recipe.exgrpo.trainer.stored_rows import write_behaviour_log_probs
@@ -162,11 +162,7 @@ class ExGRPOTrainer(PPOTrainerSync):
 
     @property
     def _tools(self) -> Tools:
-        step = self.current
-        return Tools(
-            score=self._score,
-            read=lambda members: read_responses([step.key(member) for member in members], step.partition_id),
-        )
+        return Tools(score=self._score, read=self.current.read)
 
     def _score(self, trajectories: Sequence[Trajectory]) -> Scores:
         """Scores of stored trajectories under the current policy, in one call."""
@@ -188,7 +184,7 @@ class ExGRPOTrainer(PPOTrainerSync):
         asked = dict.fromkeys(t.question for t in trajectories if not len(t.prompt_ids))
         keys = [siblings[question] for question in asked]
         prompts = dict(zip(asked, read_prompts(keys, step.partition_id) if keys else (), strict=True))
-        return [prompts.get(t.question, t.prompt_ids) for t in trajectories]
+        return [t.prompt_ids if len(t.prompt_ids) else prompts[t.question] for t in trajectories]
 
     def _data_parallel_size(self) -> int:
         info = self.actor_rollout_wg._dispatch_info
