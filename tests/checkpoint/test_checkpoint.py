@@ -353,6 +353,7 @@ def test_damaged_files_are_refused_by_name(folder, name, damage, kind, reason):
     ("change", "kind", "reason"),
     [
         (lambda f: edit_manifest(f, version=3), NewerState, "version 3 is newer than 2"),
+        (lambda f: edit_manifest(f, version=1), ForeignState, "version 1 of exgrpo-experience is not read any more"),
         (lambda f: edit_manifest(f, format="other"), ForeignState, "not a manifest of format"),
         (lambda f: (f / "manifest.json").write_text("[]"), ForeignState, "not a manifest"),
         (lambda f: (f / "manifest.json").write_text("{"), CorruptState, "not readable as JSON"),
@@ -361,7 +362,7 @@ def test_damaged_files_are_refused_by_name(folder, name, damage, kind, reason):
         (lambda f: edit_manifest(f, files={}), CorruptState, "an entry is missing"),
         (lambda f: edit_manifest(f, files={"../../x": {}}), CorruptState, "does not belong"),
     ],
-    ids=["newer", "foreign", "list", "cut", "deep", "missing", "no files", "path"],
+    ids=["newer", "older", "foreign", "list", "cut", "deep", "missing", "no files", "path"],
 )
 def test_bad_manifests_are_refused(folder, change, kind, reason):
     change(folder)

@@ -70,7 +70,8 @@ class ExperienceState:
         now = self.checkpointer.fingerprint
         reconcile(stored.folder, buffer, stored.fingerprint, now, current, self.settings.resume_allow)
         # A policy that takes over another one's store keeps its own state where the other had none.
-        state = stored.extra if stored.fingerprint["policy"] == now["policy"] else policy.state_dict() | stored.extra
+        same = stored.fingerprint.get("policy") == now["policy"]
+        state = stored.extra if same else policy.state_dict() | stored.extra
         buffer.origin = policy.store.origin
         try:
             policy.load_state_dict(state, buffer)

@@ -105,6 +105,8 @@ def read_manifest(folder: Path) -> dict:
     version = manifest.get("version")
     if isinstance(version, int) and version > VERSION:
         raise NewerState(path, f"version {version} is newer than {VERSION}, the latest known here.")
+    if version != VERSION:
+        raise ForeignState(path, f"version {version} of {FORMAT} is not read any more; this is version {VERSION}.")
     if manifest.pop("sha256", None) is None or encoded(manifest) != raw:
         raise CorruptState(path, "its contents do not match its own SHA-256.")
     listed = manifest.get("files", {})

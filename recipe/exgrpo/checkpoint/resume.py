@@ -117,6 +117,7 @@ def _changed_prompts(frozen: Snapshot, current: Current) -> np.ndarray:
     stored, question = frozen.rows["row_prompt_hash"], frozen.rows["row_question"]
     known = np.flatnonzero(stored)
     questions, inverse = np.unique(question[known], return_inverse=True)
+    logger.info("comparing the prompts of %d stored questions with today's", len(questions))
     today = np.array([current.prompt_hash(frozen.names[q]) for q in questions.tolist()], np.uint64)
     changed = np.zeros(len(stored), bool)
     changed[known] = stored[known] != today[inverse]
