@@ -15,7 +15,7 @@ from verl.utils.torch_functional import entropy_from_logits
 from verl.workers.engine.fsdp.transformer_impl import FSDPEngineWithLMHead
 from verl.workers.engine.utils import postprocess_batch_func, prepare_micro_batches
 
-from recipe.exgrpo.core.buffer.experience import Trajectory
+from recipe.exgrpo.core.buffer import Trajectory
 from recipe.exgrpo.core.selection import Scores
 from recipe.exgrpo.trainer.scoring import Candidate, ForwardBudget, layout, score_candidates
 from recipe.exgrpo.trainer.worker import ExGRPOWorker
@@ -91,25 +91,28 @@ class WorkerGroup:
         )
 
 
-def candidates(lengths, seed=0) -> list[Candidate]:
-    """Candidates of (prompt, response) lengths."""
+def candidates(lengths, seed=0, unwritten=0.0) -> list[Candidate]:
+    """Candidates of (prompt, response) lengths; the model did not write a share `unwritten` of the responses' tokens."""
     g = torch.Generator().manual_seed(seed)
     found = []
     for row, (prompt, response) in enumerate(lengths):
         ids = torch.randint(VOCABULARY, (response,), generator=g).numpy().astype(np.int32)
-        stored = Trajectory(row, "q", ids, np.zeros(response, np.float32), 1.0, 0, 0, math.nan)
+        mask = torch.rand(response, generator=torch.Generator().manual_seed(row)).numpy() >= unwritten
+        mask[-1] = True
+        stored = Trajectory(row, "q", ids, np.zeros(response, np.float32), mask, 1.0, 0)
         found.append(Candidate(torch.randint(VOCABULARY, (prompt,), generator=g), stored))
     return found
 
 
 def oracle(model, candidate, temperature):
-    """Mean entropy and negative log-likelihood of a response, from one pass over its own unpadded sequence."""
+    """Mean entropy and negative log-likelihood of the model's own tokens, from one pass over the unpadded sequence."""
     response = torch.as_tensor(candidate.trajectory.token_ids, dtype=torch.int64)
     with torch.no_grad():
         logits = model.logits(torch.cat([candidate.prompt, response])[None])[0].double() / temperature
     log_p = logits[len(candidate.prompt) - 1 : -1].log_softmax(-1)
-    entropy = -(log_p.exp() * log_p).sum(-1).mean()
-    return float(entropy), float(-log_p[torch.arange(len(response)), response].mean())
+    own = torch.as_tensor(candidate.trajectory.mask)
+    entropy = -(log_p.exp() * log_p).sum(-1)[own].mean()
+    return float(entropy), float(-log_p[torch.arange(len(response)), response][own].mean())
 
 
 RAGGED = [(3, 4), (1, 9), (5, 1), (2, 2), (7, 3), (4, 8), (1, 1), (6, 5), (2, 6), (3, 3), (8, 7)]
@@ -128,6 +131,28 @@ def test_scores_equal_the_unpadded_oracle_in_the_order_of_the_candidates(packed,
     np.testing.assert_allclose(scores.nll, expected[:, 1], rtol=1e-5)
     assert scores.entropy.dtype == scores.nll.dtype == np.float64
     assert len(group.calls) == 1
+
+
+@pytest.mark.parametrize("packed", [True, False], ids=["packed", "padded"])
+def test_tokens_that_the_model_did_not_write_are_read_and_not_scored(packed):
+    group, rows = WorkerGroup(2, packed), candidates(RAGGED, unwritten=0.4)
+    scores, _ = score_candidates(group, rows, 2, ForwardBudget(0.7, 24, packed))
+    expected = np.array([oracle(group.model, row, 0.7) for row in rows])
+    np.testing.assert_allclose(scores.entropy, expected[:, 0], rtol=1e-5)
+    np.testing.assert_allclose(scores.nll, expected[:, 1], rtol=1e-5)
+    whole, _ = score_candidates(group, candidates(RAGGED), 2, ForwardBudget(0.7, 24, packed))
+    differ = [not row.trajectory.mask.all() for row in rows]
+    assert (abs(whole.entropy - scores.entropy) > 1e-6).tolist() == differ
+    assert any(differ)
+
+
+def test_a_prompt_may_come_from_the_store():
+    rows = candidates(RAGGED[:3])
+    stored = [Candidate(row.prompt.numpy().astype(np.int32), row.trajectory) for row in rows]
+    found = [
+        score_candidates(WorkerGroup(1, True), these, 1, ForwardBudget(1.0, 64, True))[0] for these in (rows, stored)
+    ]
+    np.testing.assert_array_equal(found[0].entropy, found[1].entropy)
 
 
 def test_the_candidates_of_these_tests_differ():

@@ -1,11 +1,17 @@
-"""The loss as verl calls it: jagged micro-batches, a differentiable model, mini-batch totals, ranks and metrics."""
+"""Loss and advantage as verl calls them: jagged micro-batches, a differentiable model, mini-batch totals, ranks, metrics."""
 
 import itertools
 from functools import partial
 
+import numpy as np
 import pytest
 import torch
+from omegaconf import OmegaConf
 from tensordict import TensorDict
+from verl import DataProto
+from verl.trainer.config import AlgoConfig
+from verl.trainer.ppo.core_algos import compute_grpo_outcome_advantage, get_adv_estimator_fn
+from verl.trainer.ppo.ray_trainer import compute_advantage
 from verl.utils import tensordict_utils as tu
 from verl.utils.metric import Metric, reduce_metrics
 from verl.utils.py_functional import append_to_dict, rename_dict
@@ -14,7 +20,8 @@ from verl.workers.engine.utils import prepare_micro_batches
 from verl.workers.utils.losses import ppo_loss
 
 from recipe.exgrpo.core.config import LossConfig
-from recipe.exgrpo.trainer.objective import exgrpo_loss, replay_metrics
+from recipe.exgrpo.trainer.objective import ESTIMATOR, exgrpo_loss, mixed_group_advantage, replay_metrics
+from recipe.exgrpo.trainer.rows import FLAG, IN_UPDATE
 
 pytestmark = pytest.mark.verl
 
@@ -49,8 +56,11 @@ class Bigram(torch.nn.Module):
         }
 
 
-def mini_batch(replayed=(), is_weights=False, spread=1.0, dtype=torch.float32) -> TensorDict:
-    """One rank's mini-batch as it comes out of TransferQueue; the last row is verl's padding (no response token)."""
+def mini_batch(replayed=(), is_weights=False, spread=1.0, dtype=torch.float32, out=()) -> TensorDict:
+    """One rank's mini-batch as it comes out of TransferQueue; the last row is verl's padding (no response token).
+
+    Rows `replayed` are stored trajectories, rows `out` have left the update.
+    """
     g = torch.Generator().manual_seed(1)
     prompts = [torch.randint(VOCABULARY, (n,), generator=g) for n in PROMPTS]
     responses = [torch.randint(VOCABULARY, (n,), generator=g) for n in RESPONSES]
@@ -77,7 +87,8 @@ def mini_batch(replayed=(), is_weights=False, spread=1.0, dtype=torch.float32) -
     data["ref_log_prob"] = jagged([row + 0.3 * torch.randn(len(row), generator=g) for row in past])
     if is_weights:
         data["rollout_is_weights"] = jagged([2 * torch.rand(n, generator=g) for n in RESPONSES])
-    data["is_replayed"] = torch.tensor([float(i in replayed) for i in range(len(PROMPTS))])
+    data[FLAG] = torch.tensor([float(i in replayed) for i in range(len(PROMPTS))])
+    data[IN_UPDATE] = torch.tensor([float(i not in out) for i in range(len(PROMPTS))])
     for name in ("advantages", "old_log_probs", "ref_log_prob", "rollout_is_weights"):
         if name in data:
             data[name] = data[name].to(dtype)
@@ -159,10 +170,11 @@ def test_one_replayed_row_is_not_verls_ppo_loss():
     assert not torch.equal(run(ours(config), data)[0], run(partial(ppo_loss, config), data)[0])
 
 
-def test_a_batch_that_skipped_injection_raises():
+@pytest.mark.parametrize("flag", [FLAG, IN_UPDATE])
+def test_a_batch_without_flags_raises(flag):
     data = mini_batch()
-    del data["is_replayed"]
-    with pytest.raises(KeyError, match="is_replayed"):
+    del data[flag]
+    with pytest.raises(KeyError, match=flag):
         run(ours(actor()), data)
 
 
@@ -184,9 +196,9 @@ def oracle(data, config, loss_config, active=True):
         clipped = -torch.where(a < 0, torch.maximum(pessimistic, config.clip_ratio_c * a), pessimistic)
         clips = loss_config.fresh_clip == "always" or (loss_config.fresh_clip == "before_replay" and not active)
         token = clipped if clips else -w * a
-        if data["is_replayed"][i]:
+        if data[FLAG][i]:
             token = {"policy": -a * w / (w + loss_config.beta), "none": -a * w, "clip": clipped}[loss_config.shaping]
-        if weights and not data["is_replayed"][i]:
+        if weights and not data[FLAG][i]:
             token = token * weights[i].double()
         token = token + config.entropy_coeff * (log_p.exp() * log_p).sum(-1)
         if config.use_kl_loss:
@@ -236,6 +248,31 @@ def test_masked_tokens_and_padding_rows_do_not_count():
     assert torch.equal(gradient, same_gradient)
     assert {k: m.values for k, m in metrics.items()} == {k: m.values for k, m in same_metrics.items()}
     assert metrics["sums/replay_tokens"].aggregate() == RESPONSES[1] + RESPONSES[3] - 2
+
+
+# ---- rows out of the update
+
+
+@pytest.mark.parametrize("mode", ["seq-mean-token-sum-norm", "token-mean"])
+@pytest.mark.parametrize("kl", [False, True], ids=["plain", "kl"])
+def test_rows_out_of_the_update_leave_every_term_and_keep_their_place_in_the_normaliser(mode, kl):
+    config, out = actor(loss_agg_mode=mode, use_kl_loss=kl, kl_loss_coef=0.05), [1, 3, 4]
+    data, kept = mini_batch(replayed=[1, 6], out=out), [i for i in range(len(PROMPTS)) if i not in out]
+    loss, gradient, metrics = run(ours(config), data)
+    alone = tu.index_select_tensor_dict(mini_batch(replayed=[1, 6]), kept)
+    totals_of(alone, data)  # those of the whole mini-batch: the divisor stays
+    expected, expected_gradient, expected_metrics = run(ours(config), alone)
+    torch.testing.assert_close(loss, expected)
+    torch.testing.assert_close(gradient, expected_gradient)
+    for name, metric in metrics.items():
+        assert metric.aggregate() == pytest.approx(expected_metrics[name].aggregate(), rel=1e-5), name
+    whole, of_whole, _ = run(ours(config), mini_batch(replayed=[1, 6]))
+    assert not torch.allclose(whole, loss)
+    assert not torch.allclose(of_whole, gradient)
+
+
+def totals_of(data: TensorDict, other: TensorDict) -> None:
+    tu.assign_non_tensor(data, **{key: other[key] for key in ("dp_size", "batch_num_tokens", "global_batch_size")})
 
 
 # ---- invariance to the split
@@ -327,7 +364,7 @@ def test_metrics_equal_a_direct_computation_over_tokens():
         zip(now, data["old_log_probs"].unbind(), data["response_mask"].unbind(), strict=True)
     ):
         w = (row[-len(past) - 1 : -1] - past).exp()
-        ratios[float(data["is_replayed"][i])] += w[mask.bool()].tolist()
+        ratios[float(data[FLAG][i])] += w[mask.bool()].tolist()
     past, fresh = torch.tensor(ratios[1.0]), torch.tensor(ratios[0.0])
     found = experience_metrics(metrics)
     assert found == pytest.approx(
@@ -367,7 +404,7 @@ def test_sums_are_taken_out_of_the_metrics():
     assert set(named) == {"actor/pg_loss", "actor/entropy_loss"}
 
 
-def test_the_on_policy_twin_reports_zeros_and_keeps_verls_own_metrics():
+def test_the_on_policy_baseline_reports_zeros_and_keeps_verls_own_metrics():
     metrics = {"actor/pg_clipfrac": 0.2, "actor/ppo_kl": 0.01}
     metrics |= replay_metrics(metrics)
     zeros = dict.fromkeys(["replay_ratio_mean", "replay_shaped_mean", "replay_ess", "fresh_ratio_mean"], 0.0)
@@ -387,3 +424,74 @@ def test_the_clip_range_is_verls(low, high, dual):
     config = actor(clip_ratio_low=low, clip_ratio_high=high, clip_ratio_c=dual)
     data = mini_batch()
     assert torch.equal(run(ours(config), data)[0], run(partial(ppo_loss, config), data)[0])
+
+
+# ---- the advantage estimator, called the way verl's trainer calls it
+
+# Three questions, rows interleaved as after balancing; "b" has a replayed member, "lone" lost its siblings.
+UIDS = ["a", "b", "lone", "a", "b", "b", "a", "b", "a"]
+REWARDS = [1.0, 0.0, 1.0, 0.0, 1.0, 0.0, 0.0, 0.25, 1.0]
+LENGTHS = [3, 5, 2, 1, 4, 5, 2, 5, 3]
+
+
+def group_batch(rows=slice(None)) -> dict:
+    lengths = torch.tensor(LENGTHS)[rows]
+    mask = (torch.arange(5) < lengths[:, None]).long()
+    scores = torch.zeros(mask.shape)
+    scores[torch.arange(len(lengths)), lengths - 1] = torch.tensor(REWARDS)[rows]
+    return {
+        "token_level_rewards": scores,
+        "response_mask": mask,
+        "index": np.array(UIDS, dtype=object)[rows],
+    }
+
+
+WHOLE = [i for i, uid in enumerate(UIDS) if uid != "lone"]
+
+
+@pytest.mark.parametrize("by_std", [False, True])
+def test_equals_verls_grpo_on_groups(by_std):
+    config = AlgoConfig(norm_adv_by_std_in_grpo=by_std)
+    found, returns = get_adv_estimator_fn(ESTIMATOR)(**group_batch(WHOLE), config=config)
+    expected, _ = compute_grpo_outcome_advantage(**group_batch(WHOLE), norm_adv_by_std_in_grpo=by_std)
+    torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-6)
+    assert torch.equal(found, returns)
+    assert expected.abs().max() > 0.5
+
+
+def test_a_group_of_one_gets_nothing_where_verl_gives_its_reward():
+    row = [UIDS.index("lone")]
+    config = AlgoConfig(norm_adv_by_std_in_grpo=False)
+    assert not get_adv_estimator_fn(ESTIMATOR)(**group_batch(row), config=config)[0].any()
+    assert compute_grpo_outcome_advantage(**group_batch(row), norm_adv_by_std_in_grpo=False)[0].any()
+
+
+@pytest.mark.parametrize("by_std", [False, True])
+def test_through_verls_compute_advantage(by_std):
+    rows = group_batch()
+    proto = DataProto.from_dict(
+        {name: rows[name] for name in ("token_level_rewards", "response_mask")}, {"uid": rows["index"]}
+    )
+    config = OmegaConf.create({"norm_adv_by_std_in_grpo": by_std})
+    data = compute_advantage(proto, adv_estimator=ESTIMATOR, norm_adv_by_std_in_grpo=by_std, config=config)
+    for i, (uid, reward) in enumerate(zip(UIDS, REWARDS, strict=True)):
+        members = np.array([r for r, u in zip(REWARDS, UIDS, strict=True) if u == uid])
+        expected = reward - members.mean()
+        if by_std and len(members) > 1:
+            expected /= members.std(ddof=1) + 1e-6
+        row = data.batch["advantages"][i]
+        np.testing.assert_allclose(row[: LENGTHS[i]], expected, rtol=1e-5, atol=1e-7)
+        assert not row[LENGTHS[i] :].any()
+
+
+def test_the_default_is_dr_grpo():
+    without, _ = mixed_group_advantage(**group_batch())
+    config = AlgoConfig(norm_adv_by_std_in_grpo=False)
+    assert torch.equal(without, mixed_group_advantage(**group_batch(), config=config)[0])
+
+
+def test_rewards_are_left_alone():
+    rows = group_batch()
+    before = rows["token_level_rewards"].clone()
+    mixed_group_advantage(**rows)
+    assert torch.equal(rows["token_level_rewards"], before)
