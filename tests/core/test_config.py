@@ -27,6 +27,7 @@ PAPER = {
         "fresh_only": False,
         "keep_unsolved": False,
         "retire": True,
+        "retire_from_start": False,
         "review_interval": 0,
         "review_share": 0.1,
         "success_threshold": 0.5,
@@ -40,7 +41,7 @@ PAPER = {
         "eviction": "oldest",
         "log_prob_dtype": "float32",
     },
-    "loss": {"shaping": "policy", "beta": 0.1, "importance": "past", "fresh_clip": "always"},
+    "loss": {"shaping": "policy", "beta": 0.1, "importance": "past", "fresh_clip": "always", "scale": "dr_grpo"},
 }
 # Not in the paper: our own guards and plumbing.
 OURS = {
@@ -158,6 +159,7 @@ def test_an_empty_mapping_gives_the_defaults():
         # Table 7, the released code, and the matched on-policy baseline
         {"bookkeeping": {"review_interval": 25, "review_share": 0.1}},
         {"bookkeeping": {"keep_unsolved": True}, "loss": {"fresh_clip": "before_replay"}},
+        {"bookkeeping": {"retire_from_start": True}, "loss": {"scale": "released"}},
         {"start_threshold": None},
         {"policy": "on_policy"},
         # Section 5.3, App. F.1, and what nobody published
@@ -213,6 +215,7 @@ def test_every_ablation_is_a_value(values):
         ("exgrpo.loss.importance", "none"),
         ("exgrpo.loss.fresh_clip", True),
         ("exgrpo.loss.fresh_clip", "after"),
+        ("exgrpo.loss.scale", "mean"),
         ("exgrpo.runtime.max_grad_norm", 0.0),
         ("exgrpo.runtime.stall_timeout_s", -1.0),
         ("exgrpo.runtime.score_max_tokens", 0),

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from recipe.exgrpo.core.buffer import ExperienceBuffer, Response
 from recipe.exgrpo.core.config import QuestionConfig
-from recipe.exgrpo.core.sampler import allocate, bucket_probabilities, log_weights, sample_questions
+from recipe.exgrpo.core.sampler import allocate, bucket_probabilities, interleave, log_weights, sample_questions
 
 K = 8
 # Each weighting of bucket k as method.md writes it, K = 8.
@@ -219,3 +219,13 @@ def test_a_generator_restored_from_json_draws_the_same(config):
     other.bit_generator.state = saved
     assert [sample_questions(buffer, 7, config, other) for _ in range(20)] == following
     assert len({tuple(questions) for questions in following}) > 1
+
+
+@given(a=st.integers(0, 20), b=st.integers(0, 20))
+def test_interleaving_spreads_both_lists_evenly(a, b):
+    merged = interleave([("a", i) for i in range(a)], [("b", i) for i in range(b)])
+    assert Counter(merged) == Counter([("a", i) for i in range(a)] + [("b", i) for i in range(b)])
+    for name, n in (("a", a), ("b", b)):
+        assert [i for kind, i in merged if kind == name] == list(range(n))
+        share = np.cumsum([kind == name for kind, _ in merged]) - n * np.arange(1, a + b + 1) / max(a + b, 1)
+        assert np.abs(share).max(initial=0) <= 1

@@ -2,11 +2,8 @@
 
 from collections import Counter
 
-import numpy as np
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 from omegaconf import OmegaConf
 from verl.trainer.ppo.v1.trainer_sync import PPOTrainerSync
 from verl.utils.dataset.rl_dataset import collate_fn
@@ -14,7 +11,6 @@ from verl.utils.dataset.rl_dataset import collate_fn
 from recipe.exgrpo.core.buffer import Response
 from recipe.exgrpo.core.config import ExGRPOConfig
 from recipe.exgrpo.core.policies import make_policy
-from recipe.exgrpo.core.sampler import interleave
 from recipe.exgrpo.trainer.step import Step
 from recipe.exgrpo.trainer.trainer import ExGRPOTrainer
 from verl_ext.dataset import index_questions
@@ -224,13 +220,3 @@ def test_without_planned_questions_it_is_verls_own_fetching(policy):
         assert list(questions(found).values()) == ids(batch)
     assert planned(found) == {}
     assert found.cursor.skipped == 0
-
-
-@given(a=st.integers(0, 20), b=st.integers(0, 20))
-def test_interleaving_spreads_both_lists_evenly(a, b):
-    merged = interleave([("a", i) for i in range(a)], [("b", i) for i in range(b)])
-    assert Counter(merged) == Counter([("a", i) for i in range(a)] + [("b", i) for i in range(b)])
-    for name, n in (("a", a), ("b", b)):
-        assert [i for kind, i in merged if kind == name] == list(range(n))
-        share = np.cumsum([kind == name for kind, _ in merged]) - n * np.arange(1, a + b + 1) / max(a + b, 1)
-        assert np.abs(share).max(initial=0) <= 1
