@@ -59,6 +59,7 @@ OURS = {
         "poll_max_s": 2.0,
         "score_max_tokens": None,
         "seeded_rollouts": False,
+        "stop_grace_s": 900.0,
     },
 }
 PAPER_TRAINING = {
@@ -113,7 +114,7 @@ NULLABLE = {
     *(f"exgrpo.{rule}" for rule in ("admit", "rank", "gate", "place")),
     "exgrpo.bookkeeping.upper",
     *(f"exgrpo.buffer.{name}" for name in ("max_bytes", "max_per_question", "max_age_steps", "max_reuse")),
-    *(f"exgrpo.runtime.{name}" for name in ("max_grad_norm", "stall_timeout_s", "score_max_tokens")),
+    *(f"exgrpo.runtime.{name}" for name in ("max_grad_norm", "stall_timeout_s", "score_max_tokens", "stop_grace_s")),
 }
 
 
@@ -219,6 +220,7 @@ def test_every_ablation_is_a_value(values):
         ("exgrpo.runtime.max_grad_norm", 0.0),
         ("exgrpo.runtime.stall_timeout_s", -1.0),
         ("exgrpo.runtime.score_max_tokens", 0),
+        ("exgrpo.runtime.stop_grace_s", 0.0),
         ("exgrpo.runtime.poll_min_s", 0.0),
         ("exgrpo.runtime.poll_min_s", 3.0),
     ],

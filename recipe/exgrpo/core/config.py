@@ -14,7 +14,11 @@ from dataclasses import dataclass, field
 
 WEIGHTINGS = ("gaussian", "uniform", "linear", "sqrt", "linear_clip")
 EVICTIONS = ("oldest", "highest_entropy", "most_reused")
-FINGERPRINT = ("model", "tokenizer", "group_size", "policy", "chat_template", "prompt", "temperature", "length")
+# What may have changed on resume, by name: of stored experience (checkpoint/resume.py) and of the run (checks/resume.py).
+FINGERPRINT = (
+    *("model", "tokenizer", "group_size", "policy", "chat_template", "prompt", "temperature", "length"),
+    *("data", "loss", "reward"),
+)
 LOG_PROB_DTYPES = ("float32", "float16")
 BANDS = ("easy", "medium", "hard")
 
@@ -187,6 +191,7 @@ class RuntimeConfig:
     in a rollout or weight sync after which the run ends with an error; null waits for ever. `score_max_tokens`: tokens per
     device in one forward pass of candidate scoring; null takes verl's log-prob budget. `seeded_rollouts`: every request gets
     a sampling seed of its own from (seed, step, question, session), so that a run can be repeated; slower on GPUs.
+    `stop_grace_s`: seconds that SIGTERM, SIGINT and SIGUSR1 leave a run to finish its step and save; null: as long as it takes.
     """
 
     max_grad_norm: float | None = 500.0
@@ -195,9 +200,10 @@ class RuntimeConfig:
     poll_max_s: float = 2.0
     score_max_tokens: int | None = None
     seeded_rollouts: bool = False
+    stop_grace_s: float | None = 900.0
 
     def __post_init__(self) -> None:
-        for name in ("max_grad_norm", "stall_timeout_s", "score_max_tokens"):
+        for name in ("max_grad_norm", "stall_timeout_s", "score_max_tokens", "stop_grace_s"):
             _positive_or_none(f"exgrpo.runtime.{name}", getattr(self, name))
         _require(
             0 < self.poll_min_s <= self.poll_max_s,
