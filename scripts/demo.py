@@ -29,12 +29,19 @@ def rows_so_far(path: Path) -> list[dict]:
     return read_metrics(path)[0] if path.exists() else []
 
 
+def command(run: Path, steps: int, arguments: list[str]) -> dict:
+    """How the run's script is called, as arguments of `subprocess`."""
+    return {
+        "args": ["bash", str(ROOT / "scripts/run_exgrpo_toy_cpu.sh"), *arguments],
+        "env": os.environ | {"RUN": str(run), "STEPS": str(steps), "PYTHON": sys.executable},
+        "cwd": ROOT,
+    }
+
+
 def launch(run: Path, steps: int, overrides: list[str], log: Path) -> subprocess.Popen:
     """Start training in the background, its output in `log`."""
-    env = os.environ | {"RUN": str(run), "STEPS": str(steps), "PYTHON": sys.executable}
-    command = ["bash", str(ROOT / "scripts/run_exgrpo_toy_cpu.sh"), *overrides]
     with log.open("w") as out:
-        return subprocess.Popen(command, cwd=ROOT, env=env, stdout=out, stderr=subprocess.STDOUT)
+        return subprocess.Popen(**command(run, steps, overrides), stdout=out, stderr=subprocess.STDOUT)
 
 
 def follow(process: subprocess.Popen, metrics: Path) -> Iterator[dict]:
@@ -135,8 +142,11 @@ def main() -> int:
     parser.add_argument("--out", type=Path, default=ROOT / "outputs/demo", help="run folder (replaced)")
     parser.add_argument("--steps", type=int, default=60)
     parser.add_argument("--json", action="store_true", help="print the figures as one JSON object at the end")
+    parser.add_argument("--dry-run", action="store_true", help="print the run's overrides, one per line, and stop")
     parser.add_argument("overrides", nargs="*", help="hydra overrides, for example exgrpo.policy=on_policy")
     args = parser.parse_args()
+    if args.dry_run:
+        return subprocess.run(**command(args.out, args.steps, [*args.overrides, "--dry-run"])).returncode
     console = Console()
     if args.out.exists() and any(args.out.iterdir()):
         if not (args.out / "train.log").exists():

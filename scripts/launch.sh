@@ -1,9 +1,9 @@
 # shellcheck shell=bash
 # Arguments:
-#   --help       this text          --dry-run    print the overrides, one a line, and stop
+#   --help       this text          --dry-run    print the overrides, one per line, and stop
 #   key=value    hydra overrides, after everything else: data.train_batch_size=64 exgrpo.rho=0.3
 # Environment, before the command (relative paths start at the root of the repository, wherever you are):
-#   RUN          run folder (outputs/<script>). The same command with the same RUN resumes from its newest checkpoint.
+#   RUN          run folder (outputs/<script>). Re-run the same command to resume from its newest checkpoint.
 #   MODEL, TOKENIZER, TRAIN, VAL   model and tokenizer (folder or hub id), training and validation parquet
 #   REWARD_MODEL   folder or hub id, where a model gives the reward
 #   NNODES, GPUS   nodes and GPUs a node        HARDWARE   preset: gpu (8 x 80 GB), gpu_4, gpu_few (1 or 2), gpu_40gb
@@ -12,7 +12,7 @@
 #   TINY=1       two steps of the same experiment with the toy model on CPU: a minute or two, 6 GB
 # Before a run: `exgrpo check SCRIPT` (does it fit?) and `exgrpo config SCRIPT` (how does it differ from the paper?).
 
-# Common launcher: the experiment scripts source it and call `launch PRESET... -- "$@"`.
+# Common launcher: scripts that start a run source it and call `launch PRESET-OR-OVERRIDE... -- "$@"`.
 
 # The comment at the top of a file.
 _header() {
@@ -32,16 +32,26 @@ _logger() {
   esac
 }
 
-# A value as hydra reads it whatever characters it has; lists ([a,b]) and null stay what they are.
-_value() {
+# A text as hydra reads it whatever characters it has.
+_text() {
   local quote="'"
+  printf "'%s'" "${1//$quote/\\$quote}"
+}
+
+# A text, or a list ([a,b]) or null, which stay what they are.
+_value() {
   case $1 in
     \[* | null) printf '%s' "$1" ;;
-    *) printf "'%s'" "${1//$quote/\\$quote}" ;;
+    *) _text "$1" ;;
   esac
 }
 
-# launch PRESET... -- ARGUMENT...
+# What a run needs and may be missing, made in the root of the repository right before it starts; a script may redefine it.
+prepare() {
+  [ -z "${TINY:-}" ] || [ -f outputs/toy_data/train.parquet ] || "$PYTHON" data/make_toy.py data --out outputs/toy_data
+}
+
+# launch PRESET-OR-OVERRIDE... -- ARGUMENT...
 launch() {
   local presets=() given=() overrides=() argument name logger dry=""
   while [ "$1" != -- ]; do presets+=("$1") && shift; done
@@ -66,8 +76,8 @@ launch() {
   overrides+=(${REWARD_MODEL:+"reward.reward_model.model_path=$(_value "$REWARD_MODEL")"})
   overrides+=(${TRAIN:+"data.train_files=$(_value "$TRAIN")"} ${VAL:+"data.val_files=$(_value "$VAL")"})
   overrides+=(${NNODES:+"trainer.nnodes=$NNODES"} ${GPUS:+"trainer.n_gpus_per_node=$GPUS"})
-  overrides+=("trainer.logger=$logger" "trainer.default_local_dir=$(_value "$RUN")")
-  overrides+=("trainer.experiment_name=$(_value "$(basename "$RUN")")")
+  overrides+=("trainer.logger=$logger" "trainer.default_local_dir=$(_text "$RUN")")
+  overrides+=("trainer.experiment_name=$(_text "$(basename "$RUN")")")
   overrides+=("${given[@]}")
   [ -n "$dry" ] && printf '%s\n' "${overrides[@]}" && exit 0
 
@@ -75,9 +85,8 @@ launch() {
   PYTHON=${PYTHON:-.venv/bin/python}
   command -v "$PYTHON" >/dev/null || PYTHON=python
   export TENSORBOARD_DIR=${TENSORBOARD_DIR:-$RUN/tensorboard}
-  if [ -n "${TINY:-}" ]; then
-    export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}   # for a model this small, more threads only wait for each other
-    [ -f outputs/toy_data/train.parquet ] || "$PYTHON" data/make_toy.py data --out outputs/toy_data
-  fi
+  # For a model this small, more threads only wait for each other.
+  [ -z "${TINY:-}" ] || export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
+  prepare
   exec "$PYTHON" -m recipe.exgrpo.main "${overrides[@]}"
 }

@@ -11,10 +11,17 @@
 # OUT (outputs/study_stack, with _TASK where TASK is set), PYTHON (.venv/bin/python), RUNNER (a prefix of each run's command, such
 # as a lock).
 #
-# A run is OUT/VARIANT-sSEED, its console output train.log in there. The same command again skips finished runs, resumes an
-# interrupted one and goes on. Cost with the toy: 2 cores, 6 GB, three to five minutes per run.
+# A run is OUT/VARIANT-sSEED, its console output train.log in there. Re-run the same command to skip finished runs, resume an
+# interrupted one and go on. --dry-run prints each run's overrides. Cost with the toy: 2 cores, 6 GB, three to five minutes per run.
 set -euo pipefail
-case "${1:-}" in -h | --help) sed -n '2,/^set/p' "$0" | sed '$d; s/^# \{0,1\}//' && exit 0 ;; esac
+dry="" given=()
+for argument in "$@"; do
+  case $argument in
+    -h | --help) sed -n '2,/^set/p' "$0" | sed '$d; s/^# \{0,1\}//' && exit 0 ;;
+    --dry-run) dry=1 ;;
+    *) given+=("$argument") ;;
+  esac
+done
 cd "$(dirname "$0")/.."
 
 export PYTHON=${PYTHON:-.venv/bin/python}
@@ -50,21 +57,27 @@ follow() {
   done
 }
 
-# run_one VARIANT SEED OVERRIDE...
-run_one() {
-  local run=$OUT/$1-s$2 seed=$2 preset code=0 watcher
+# start VARIANT SEED ARGUMENT...: the script of one run, by its variant and seed.
+start() {
+  local run=$OUT/$1-s$2 seed=$2 preset
   preset=$(preset_of "$1")
   shift 2
-  mkdir -p "$run"
-  follow "$run" &
-  watcher=$!
   # The seed decides the order of questions, every draw from the buffer and, by seeded requests, every sampled token: runs of one
   # seed start from the same figures and meet the same questions, which makes paired differences narrower.
   RUN=$run DATA=$OUT/data "${runner[@]}" bash "$SCRIPT" "$preset" \
     "data.seed=$seed" exgrpo.runtime.seeded_rollouts=true \
     "actor_rollout_ref.rollout.val_kwargs.n=${SAMPLES:-4}" \
     trainer.val_before_train=true trainer.test_freq=10 trainer.save_freq=20 trainer.max_actor_ckpt_to_keep=1 \
-    "$@" >>"$run/train.log" 2>&1 || code=$?
+    "${given[@]}" "$@"
+}
+
+# run_one VARIANT SEED
+run_one() {
+  local run=$OUT/$1-s$2 code=0 watcher
+  mkdir -p "$run"
+  follow "$run" &
+  watcher=$!
+  start "$1" "$2" >>"$run/train.log" 2>&1 || code=$?
   kill "$watcher" 2>/dev/null || true
   [ "$code" -eq 0 ] || { tail -n 20 "$run/train.log" >&2 && echo "study_stack.sh: $run failed, exit code $code" >&2; }
   return "$code"
@@ -92,10 +105,14 @@ for seed in "${seeds[@]}"; do
       echo "$head: done before"
       continue
     fi
+    if [ -n "$dry" ]; then
+      echo "$head" && start "$variant" "$seed" --dry-run
+      continue
+    fi
     echo "$head: $(date +%H:%M:%S), log in $OUT/$variant-s$seed/train.log"
     started=$SECONDS
-    run_one "$variant" "$seed" "$@"
+    run_one "$variant" "$seed"
     echo "$head: done after $((SECONDS - started)) s"
   done
 done
-report
+[ -n "$dry" ] || report

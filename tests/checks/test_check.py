@@ -724,10 +724,10 @@ def test_the_command_refuses_a_typo_and_says_what_was_meant(command, override, s
     assert len(printed.splitlines()) == 2, "the sentence, and the verdict"
 
 
-def test_the_command_refuses_a_script_that_is_no_experiment(capsys):
+def test_the_command_refuses_a_script_that_starts_no_run(capsys):
     """scripts/setup_cpu.sh --dry-run would install."""
     assert main(["check", "--no-verl", "scripts/setup_cpu.sh"]) == 2
-    assert "scripts/setup_cpu.sh is not an experiment script" in capsys.readouterr().out
+    assert "scripts/setup_cpu.sh does not start a run" in capsys.readouterr().out
     assert main(["check", "--no-verl", "rho_0.25.sh"]) == 2
     assert "did you mean scripts/ablations/rho_0.25.sh" in capsys.readouterr().out
 

@@ -78,25 +78,30 @@ def _unknown_key(key: str) -> str:
     return f"{key} is not a key; {hint} (+{key}=... would add it.)"
 
 
-def is_experiment(script: Path) -> bool:
-    """True for a script that sources the common launcher. Others know no --dry-run and would do their work."""
+def is_launched(script: Path) -> bool:
+    """True for a script that sources the common launcher. Others may know no --dry-run and would do their work."""
     return script.is_file() and 'launch.sh"\n' in script.read_text(encoding="utf-8", errors="replace")
 
 
+def run_scripts() -> list[Path]:
+    """Every script that starts one run."""
+    return sorted(path for path in (ROOT / "scripts").rglob("*.sh") if is_launched(path))
+
+
 def experiment_scripts() -> list[Path]:
-    """Every script that starts an experiment."""
-    return sorted(path for path in (ROOT / "scripts").rglob("*.sh") if is_experiment(path))
+    """Those of them that start an experiment of the paper, or ours of its size: a method on a backbone."""
+    return [path for path in run_scripts() if "launch backbone=" in path.read_text(encoding="utf-8")]
 
 
 def script_overrides(script: Path, arguments: Sequence[str] = ()) -> list[str]:
-    """The overrides that `script --dry-run` prints, one a line, under this process's environment.
+    """The overrides that `script --dry-run` prints, one per line, under this process's environment.
 
-    Raises CompositionError if it is not an experiment script or fails.
+    Raises CompositionError if it is not a script that starts a run, or fails.
     """
-    if not is_experiment(script):
-        known = {path.stem: str(path.relative_to(ROOT)) for path in experiment_scripts()}
+    if not is_launched(script):
+        known = {path.stem: str(path.relative_to(ROOT)) for path in run_scripts()}
         meant = [known[stem] for stem in difflib.get_close_matches(script.stem, known)] or ["scripts/*.sh"]
-        raise CompositionError(f"{script} is not an experiment script; did you mean {' or '.join(meant)}?")
+        raise CompositionError(f"{script} does not start a run; did you mean {' or '.join(meant)}?")
     command = ["bash", str(script), *arguments, "--dry-run"]
     process = subprocess.run(command, env=os.environ, capture_output=True, text=True, check=False)
     if process.returncode:
