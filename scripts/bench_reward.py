@@ -1,16 +1,15 @@
 """Grading throughput: Math-Verify bare in one process against the reward with 1, 2, ... grading workers.
 
-Responses are made from GSM8K-like and MATH-like jsonl files: the gold answer or a wrong one, boxed, after the file's
-own solution text. Usage, from the repository root:
+Responses are made from questions: the gold answer or that of another question, boxed, after the question's text.
 
-    python scripts/bench_reward.py --data ../shared/data/eval/math.jsonl ../shared/data/gsm8k/test.jsonl
+    python scripts/bench_reward.py                          # MATH-500 and GSM8K in ../shared/data, else the toy task
+    python scripts/bench_reward.py --data mine.jsonl        # GSM8K-like and MATH-like jsonl files
 """
-
-from __future__ import annotations
 
 import argparse
 import json
 import random
+import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -21,9 +20,18 @@ from rich.table import Table
 
 from verl_ext.rewards import Grader, compute_score, shared_grader
 
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))  # `data` is not an installed package
+SHARED = (ROOT.parent / "shared/data/eval/math.jsonl", ROOT.parent / "shared/data/gsm8k/test.jsonl")
+
 
 def load_pairs(files: list[Path]) -> list[tuple[str, str]]:
-    """(question, gold answer) of every line; GSM8K's gold answer is what follows `####`."""
+    """(question, gold answer) of every line; GSM8K's gold answer is what follows `####`. Without files, the toy task's."""
+    if not files:
+        from data.make_toy import make_splits
+        from data.toy_task import answer, render_question
+
+        return [(render_question(question), answer(question)) for question in make_splits()[0]]
     pairs = []
     for file in files:
         for line in file.read_text(encoding="utf-8").splitlines():
@@ -72,8 +80,11 @@ def pooled(samples: list[tuple[str, str]], workers: int, deadline_s: float) -> t
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--data", type=Path, nargs="+", required=True, help="jsonl files with problem|question, answer")
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    shared = [path for path in SHARED if path.is_file()]
+    parser.add_argument(
+        "--data", type=Path, nargs="+", default=shared, help="jsonl files with problem|question, answer"
+    )
     parser.add_argument("--responses", type=int, default=2000)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--workers", type=int, nargs="+", default=[1, 2])

@@ -6,6 +6,7 @@ import re
 import shutil
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -111,8 +112,11 @@ def test_the_distribution_has_its_extras_and_its_command():
     assert {e.name: e.value for e in distribution.entry_points} == {"exgrpo": "recipe.exgrpo.cli.main:main"}
 
 
-def test_yaml_and_text_files_are_package_data(tmp_path):
-    """A wheel holds every data file of the packages, and none of the other folders."""
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory):
+    """The wheel that pip builds of this tree."""
+    folder = tmp_path_factory.mktemp("wheel")
+    shutil.copytree(ROOT, folder / "t", ignore=shutil.ignore_patterns(".*", "outputs", "build", "*.egg-info", "docs"))
     command = [
         sys.executable,
         "-m",
@@ -122,19 +126,30 @@ def test_yaml_and_text_files_are_package_data(tmp_path):
         "--no-deps",
         "--no-build-isolation",
         "-w",
-        tmp_path,
-        tmp_path / "t",
+        folder,
+        folder / "t",
     ]
-    shutil.copytree(ROOT, tmp_path / "t", ignore=shutil.ignore_patterns(".*", "outputs", "build", "*.egg-info", "docs"))
     subprocess.run(command, check=True, capture_output=True)
-    import zipfile
+    with zipfile.ZipFile(next(folder.glob("exgrpo-*.whl"))) as file:
+        yield file
 
-    names = set(zipfile.ZipFile(next(tmp_path.glob("exgrpo-*.whl"))).namelist())
+
+def test_yaml_and_text_files_are_package_data(wheel):
+    """A wheel holds every data file of the packages, and none of the other folders."""
+    names = set(wheel.namelist())
     data = [
         p for top in ("recipe", "verl_ext") for p in (ROOT / top).rglob("*") if p.suffix in {".yaml", ".txt", ".py"}
     ]
     assert {str(path.relative_to(ROOT)) for path in data} <= names
     assert {name.split("/")[0] for name in names} == {"recipe", "verl_ext", "exgrpo-0.1.0.dist-info"}
+
+
+def test_the_oldest_python_is_the_one_the_code_is_written_for(wheel):
+    """The code uses datetime.UTC, hashlib.file_digest and contextlib.chdir, which 3.10 does not have."""
+    metadata = wheel.read("exgrpo-0.1.0.dist-info/METADATA").decode().splitlines()
+    assert "Requires-Python: >=3.11" in metadata
+    assert "Classifier: Programming Language :: Python :: 3.11" in metadata
+    assert 'target-version = "py311"' in lines("pyproject.toml")
 
 
 # `make setup`, with a stub for the environment's Python that writes down its calls.
