@@ -7,12 +7,13 @@ import numpy as np
 import pytest
 import torch
 
-from recipe.exgrpo.core.policies.fill import replay_loss
+from recipe.exgrpo.core.buffer import Trajectory
+from recipe.exgrpo.core.config import LossConfig
+from recipe.exgrpo.core.policies import make_policy
 from recipe.exgrpo.lab import trainer
 from recipe.exgrpo.lab.bases import CLEAN, demonstration_loss, shape_of
 from recipe.exgrpo.lab.families import FAMILIES, family
 from recipe.exgrpo.lab.model import TinyTransformer
-from recipe.exgrpo.lab.modes import Replay
 from recipe.exgrpo.lab.questions import Stream
 from recipe.exgrpo.lab.suites import SUITES, VARIANTS, suite, variant
 from recipe.exgrpo.lab.trainer import Lab, LabSettings, write_advantages
@@ -93,15 +94,15 @@ def total(metrics, name):
 
 def test_every_variant_is_in_the_table_once_and_builds():
     configs = {name: variant(name) for name in VARIANTS}
-    assert len(set(configs.values())) == len(VARIANTS)
+    assert len({repr(config) for config in configs.values()}) == len(set(VARIANTS)) == len(VARIANTS)
     assert not set(SUITES) & set(VARIANTS)
     for name in SUITES:
         assert set(suite(name)) <= set(VARIANTS)
-    assert suite("smoke,rho_0.25,exgrpo") == ("on_policy", "exgrpo", "fill", "rho_0.25")
+    assert suite("smoke,rho_0.25,exgrpo") == ("on_policy", "exgrpo", "refill", "rho_0.25")
 
 
 # Those that differ from `exgrpo` run at once (here all do) only after more steps or rarer events than a test can wait for.
-SLOW = {"exgrpo_at_once", "retired_review", "fill_reps_4"}
+SLOW = {"exgrpo_at_once", "retired_review", "refill_reps_4"}
 
 
 @pytest.mark.parametrize("name", sorted(set(VARIANTS) - SLOW - {"exgrpo", "on_policy"}))
@@ -111,37 +112,53 @@ def test_every_variant_ends_elsewhere_than_exgrpo_and_on_policy(name):
         assert weights != trained(other)[1]
 
 
-def test_review_and_reps_reach_their_managers():
+def test_review_and_reps_reach_their_policies():
     run = lab("retired_review", bookkeeping={"review_interval": 2, "review_share": 1.0}, start_threshold=None)
     assert sum(run.step(step)["experience/reviewed"] for step in range(1, 9)) > 0
-    assert lab("fill_reps_4").mode.manager.config.reps == 4
-    assert lab("exgrpo_at_once").mode.active
-    assert not lab("exgrpo").mode.active
+    assert lab("refill_reps_4").policy.config.refill.reps == 4
+    assert lab("exgrpo_at_once").policy.active
+    assert not lab("exgrpo").policy.active
+
+
+PLANNING = (
+    "planned_questions",
+    "replayed_questions",
+    "skipped_replays",
+    "newly_retired",
+    "retired_questions",
+    "reviewed",
+)
+STORING = ("added", "buffer_trajectories", "buffer_questions", "buffer_bytes")
+REPLAYING = ("replayed_rows", "age_steps_mean", "age_steps_max", "reuse_mean", "reuse_max")
+SCORING = ("candidates_scored", "selected_entropy_mean")
+REFILLING = ("zero_variance_groups", "freed_rows", "drawn_groups")
 
 
 @pytest.mark.parametrize(("name", "on", "off"), [
-    ("on_policy", [], ["experience/added", "experience/replayed_questions", "fill/filled", "batch/dropped"]),
-    ("exgrpo", ["experience/added", "experience/replayed_questions", "experience/candidates_scored"], ["fill/filled"]),
-    ("no_trajectory_selection", ["experience/replayed_questions"], ["experience/candidates_scored"]),
-    ("questions_only", ["experience/planned_questions"], ["experience/replayed_questions", "fill/filled"]),
-    ("retirement_only", ["experience/newly_retired"], ["experience/planned_questions"]),
-    ("no_retirement", ["experience/replayed_questions"], ["experience/newly_retired"]),
-    ("fill", ["fill/filled", "fill/budget", "fill/age_steps_mean"], ["experience/added", "experience/planned_questions"]),
-    ("fill_current", ["fill/filled"], ["fill/entries", "fill/age_steps_mean", "fill/added"]),
-    ("masked_medium", ["batch/dropped"], ["experience/added", "fill/filled"]),
+    ("on_policy", (), (*PLANNING, *STORING, *REPLAYING, *SCORING, *REFILLING, "replay_active")),
+    ("exgrpo", ("added", "replayed_questions", "replayed_rows", "candidates_scored", "selected_entropy_mean"), REFILLING),
+    ("no_trajectory_selection", ("replayed_questions", "replayed_rows"), (*SCORING, *REFILLING)),
+    ("selection_only", ("planned_questions",), ("replayed_questions", "skipped_replays", *REPLAYING, *SCORING, *REFILLING)),
+    ("retirement_only", ("newly_retired",), ("planned_questions", *REPLAYING, *SCORING, *REFILLING)),
+    ("no_retirement", ("replayed_questions",), ("newly_retired", "retired_questions", "reviewed")),
+    ("refill", (*STORING, *REPLAYING, *REFILLING), (*PLANNING, *SCORING)),
+    ("refill_current", ("replayed_rows", *REFILLING), (*STORING, "age_steps_mean", *PLANNING, *SCORING)),
+    ("masked_medium", (), (*PLANNING, *STORING, *REPLAYING, *SCORING, *REFILLING, "replay_active")),
 ])  # fmt: skip
 def test_a_feature_reads_zero_where_it_is_off_and_not_where_it_is_on(name, on, off):
     metrics, _ = trained(name)
-    assert {metric: total(metrics, metric) > 0 for metric in on} == dict.fromkeys(on, True)
-    assert {metric: total(metrics, metric) for metric in off} == dict.fromkeys(off, 0.0)
-    assert set(metrics[0]) == set(trained("exgrpo")[0][0])  # the same columns for all
+    totals = {metric: total(metrics, f"experience/{metric}") for metric in (*on, *off)}
+    assert {metric: totals[metric] > 0 for metric in on} == dict.fromkeys(on, True)
+    assert {metric: totals[metric] for metric in off} == dict.fromkeys(off, 0.0)
+    assert set(metrics[0]) >= set(trained("on_policy")[0][0])  # the same columns for all
+    assert (total(metrics, "batch/rows_out_of_update") > 0) == name.startswith(("refill", "masked"))
 
 
 def test_before_the_threshold_exgrpo_is_on_policy():
-    run, twin = lab("exgrpo", start_threshold=0.99), lab("on_policy")
+    run, baseline = lab("exgrpo", start_threshold=0.99), lab("on_policy")
     for step in range(1, 4):
-        assert run.step(step)["batch/pass_rate"] == twin.step(step)["batch/pass_rate"]
-    assert torch.equal(run.model.tokens.weight, twin.model.tokens.weight)
+        assert run.step(step)["batch/pass_rate"] == baseline.step(step)["batch/pass_rate"]
+    assert torch.equal(run.model.tokens.weight, baseline.model.tokens.weight)
 
 
 def test_a_seed_gives_the_same_run_and_another_seed_another():
@@ -153,10 +170,10 @@ def test_a_seed_gives_the_same_run_and_another_seed_another():
 
 
 def test_evaluating_changes_nothing_in_the_run():
-    run, twin = lab(start_threshold=None), lab(start_threshold=None)
+    run, other = lab(start_threshold=None), lab(start_threshold=None)
     for step in range(1, 4):
         run.evaluate(2)
-        assert run.step(step) == twin.step(step)
+        assert run.step(step) == other.step(step)
 
 
 # ---- the small print
@@ -193,15 +210,15 @@ def test_groups_hold_k_rows_of_which_one_is_replayed_at_the_end():
 
 
 def test_a_step_holds_no_question_twice_and_none_that_is_retired():
-    mode = Replay(variant("exgrpo_at_once"), K)
+    policy = make_policy(variant("exgrpo_at_once"), K)
     stream = Stream(list("abcdefghijk"), np.random.default_rng(0))
     for question in "abc":
-        mode.manager.buffer.retire(question)
+        policy.store.retire(question)
     for _ in range(40):
-        assert {slot.question for slot in mode.slots(stream, 8)} == set("defghijk")
-    mode.manager.buffer.retire("d")  # fewer than a step are left: retired ones are trained on again
+        assert {slot.question for slot in policy.plan(8, stream)} == set("defghijk")
+    policy.store.retire("d")  # fewer than a step are left: retired ones are trained on again
     for _ in range(40):
-        assert len({slot.question for slot in mode.slots(stream, 8)}) == 8
+        assert len({slot.question for slot in policy.plan(8, stream)}) == 8
 
 
 @pytest.mark.parametrize("importance", ["past", "old"])
@@ -211,8 +228,8 @@ def test_a_replayed_row_brings_its_stored_log_probs_unless_importance_is_old(imp
     for step in range(1, 6):
         stored = {
             (q, tuple(t.token_ids.tolist())): t.log_probs
-            for q in list(run.mode.manager.buffer.questions())
-            for t in map(run.mode.manager.buffer.trajectory, run.mode.manager.buffer.rows(q))
+            for q in list(run.policy.store.questions())
+            for t in map(run.policy.store.trajectory, run.policy.store.rows(q))
         }
         run.step(step)
     rows = [row for row in seen[-1] if row.is_replayed]
@@ -223,7 +240,7 @@ def test_a_replayed_row_brings_its_stored_log_probs_unless_importance_is_old(imp
 
 def test_fresh_ratios_are_one_at_the_first_update():
     run = lab("on_policy")
-    slots = run.mode.slots(run.stream, 8)
+    slots = run.policy.plan(8, run.stream)
     rows = [row for rows in run.roll_out(slots) for row in rows]
     run.write_behaviour(rows)
     before = [row.behaviour.copy() for row in rows]
@@ -235,41 +252,62 @@ def test_fresh_ratios_are_one_at_the_first_update():
         np.testing.assert_array_equal(row.behaviour, values)
 
 
-def test_fill_takes_the_places_of_groups_without_variance():
-    run = lab("fill")
+def test_refill_takes_the_places_of_zero_variance_groups():
+    run = lab("refill")
     seen = recorded(run)
-    filled = dropped = 0
+    replayed = out = 0
     for step in range(1, 9):
         metrics = run.step(step)
+        rows, gone = metrics["experience/replayed_rows"], metrics["batch/rows_out_of_update"]
         assert len(seen[-1]) == 8 * K
-        filled += metrics["fill/filled"]
-        dropped += metrics["batch/dropped"]
-        assert metrics["fill/budget"] == metrics["fill/filled"] + metrics["batch/dropped"]
-        assert sum(row.is_replayed for row in seen[-1]) == metrics["fill/filled"]
-        assert sum(not row.in_update for row in seen[-1]) == metrics["batch/dropped"]
+        replayed, out = replayed + rows, out + gone
+        assert metrics["experience/freed_rows"] == rows + gone == K * metrics["experience/zero_variance_groups"]
+        assert sum(row.is_replayed for row in seen[-1]) == rows
+        assert sum(not row.in_update for row in seen[-1]) == gone
         for row in seen[-1]:
             if row.is_replayed:
                 assert row.advantage in {1 - k / K for k in range(1, K)}
             elif row.in_update:
                 assert row.advantage != 0
-    assert filled > 0
-    assert dropped > 0
+    assert replayed > 0
+    assert out > 0
     assert run.costs.fresh_rollouts == 8 * 8 * K
 
 
-def test_fill_clips_whatever_shaping_says():
-    runs = [lab("fill", loss={"shaping": shaping, "importance": "old"}) for shaping in ("policy", "none", "clip")]
+def test_refill_clips_whatever_shaping_says():
+    runs = [lab("refill", loss={"shaping": shaping, "importance": "old"}) for shaping in ("policy", "none", "clip")]
     metrics = [[run.step(step) for step in range(1, 6)] for run in runs]
     assert metrics[0] == metrics[1] == metrics[2]
-    assert total(metrics[0], "fill/filled") > 0
-    assert runs[0].mode.loss == replay_loss(runs[0].config.loss) != runs[0].config.loss
+    assert total(metrics[0], "experience/replayed_rows") > 0
+    assert runs[0].loss == LossConfig(shaping="clip", importance="past") != runs[0].config.loss
 
 
-def test_a_dropped_row_counts_in_the_normaliser_and_nowhere_else():
+def test_rollouts_are_stored_as_they_were_sampled():
+    """Also those whose places were taken: what is read for the store is never what stands in the update instead."""
+    run = lab("exgrpo_at_once", policy="outside_policy:Rescue", admit="everything")
+    sampled, roll_out = [], run.roll_out
+
+    def spy(slots):
+        rows = roll_out(slots)
+        sampled.append([list(members) for members in rows])
+        return rows
+
+    run.roll_out = spy
+    metrics = [run.step(step) for step in range(1, 8)]
+    assert total(metrics, "experience/rescued_groups") > 0
+    rows = [(step, row) for step, groups in enumerate(sampled, 1) for members in groups for row in members]
+    answers = {(step, row.question, tuple(row.response)): row.reward for step, row in rows}
+    stored = [run.policy.store.trajectory(int(row)) for row in run.policy.store.candidates().row]
+    found = {(t.birth_step, t.question, tuple(t.token_ids.tolist())): t.reward for t in stored}
+    assert {key: answers.get(key) for key in found} == found
+    assert {(question, ids) for _, question, ids in found} == {(question, ids) for _, question, ids in answers}
+
+
+def test_a_row_out_of_the_update_counts_in_the_normaliser_and_nowhere_else():
     gradients = []
     for keep in (32, 16):
         run = lab("on_policy")
-        groups = run.roll_out(run.mode.slots(run.stream, 8))
+        groups = run.roll_out(run.policy.plan(8, run.stream))
         rows = [row for group in groups for row in group]
         run.write_behaviour(rows)
         write_advantages(groups)
@@ -284,17 +322,22 @@ def test_a_dropped_row_counts_in_the_normaliser_and_nowhere_else():
     assert gradients[0].abs().max() > 0
 
 
+def stored(row) -> Trajectory:
+    ids = np.array(row.response, np.int32)
+    return Trajectory(0, row.question, ids, row.behaviour, np.ones(len(ids), bool), row.reward, 1)
+
+
 @pytest.mark.parametrize("size", [1, 3, 1000])
 def test_neither_gradient_nor_log_probs_depend_on_how_rows_are_put_into_passes(size, monkeypatch):
     found = []
     for rows_a_pass in (size, 16):
         monkeypatch.setattr(trainer, "PASS_ROWS", rows_a_pass)
         run = lab("on_policy")
-        groups = run.roll_out(run.mode.slots(run.stream, 8))
+        groups = run.roll_out(run.policy.plan(8, run.stream))
         rows = [row for group in groups for row in group]
         run.write_behaviour(rows)
         write_advantages(groups)
-        scores = run.score([(row.question, np.array(row.response)) for row in rows])
+        scores = run.score([stored(row) for row in rows])
         terms = run._mini_batch(rows)
         behaviour = torch.tensor(np.concatenate([row.behaviour for row in rows]))
         gradient = run.model.tokens.weight.grad.clone()
@@ -339,9 +382,9 @@ def test_the_real_families_run():
         task = family(name)
         model = TinyTransformer(shape_of(task, Vocabulary(task.pieces)))
         small = dataclasses.replace(SETTINGS, questions=2, eval_samples=1)
-        run = Lab(variant("fill"), small, task, model, 0)
+        run = Lab(variant("refill"), small, task, model, 0)
         run.step(1)
         assert 0.0 <= run.evaluate(1) <= 1.0
         assert run.optimizer.param_groups[0]["lr"] == SETTINGS.learning_rate
-        own = Lab(variant("fill"), dataclasses.replace(small, learning_rate=None), task, model, 0)
+        own = Lab(variant("refill"), dataclasses.replace(small, learning_rate=None), task, model, 0)
         assert own.optimizer.param_groups[0]["lr"] == task.learning_rate
