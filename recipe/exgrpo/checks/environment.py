@@ -1,12 +1,13 @@
 """Checks of what is installed: ExGRPO overrides methods of one verl release, and another release may call them otherwise."""
 
 from collections.abc import Callable, Iterator
-from importlib.resources import files
+from pathlib import Path
 
 from recipe.exgrpo.checks.findings import Finding, error, warning
 from recipe.exgrpo.checks.run import Run
 from verl_ext.packages import installed
 
+REQUIRED = Path(__file__).parents[1] / "REQUIRED_VERL.txt"
 TRANSFER_QUEUE = "0.1.11"
 # trainer.logger of verl (utils/tracking.py): those that are a package of their name, and the others.
 LOGGER_PACKAGES = ("wandb", "tensorboard", "mlflow", "swanlab", "clearml", "trackio")
@@ -15,7 +16,7 @@ LOGGERS = ("console", "file", *LOGGER_PACKAGES, "vemlp_wandb", "rl_insight")
 
 def required_verl() -> str:
     """The verl release this recipe is written for (recipe/exgrpo/REQUIRED_VERL.txt)."""
-    lines = (files("recipe.exgrpo") / "REQUIRED_VERL.txt").read_text(encoding="utf-8").splitlines()
+    lines = REQUIRED.read_text(encoding="utf-8").splitlines()
     return next(line.removeprefix("VERSION=") for line in lines if line.startswith("VERSION="))
 
 
