@@ -5,12 +5,14 @@ import re
 
 import pytest
 
+from data.validation import AUTHORS, Part
 from recipe.exgrpo.checks.findings import NOTE
 from recipe.exgrpo.checks.memory import GIB, estimate_gpu, memory_findings
 from recipe.exgrpo.checks.run import Run
 from recipe.exgrpo.checks.shapes import model_shape
+from recipe.exgrpo.cli.config import cells
 from recipe.exgrpo.presets.compose import ROOT, compose, experiment_scripts, script_overrides
-from recipe.exgrpo.presets.paper_settings import load_table
+from recipe.exgrpo.presets.paper_settings import compare, load_table
 
 DOC = (ROOT / "docs" / "reproduce.md").read_text(encoding="utf-8")
 ROWS = [[cell.strip() for cell in line.strip("|").split("|")] for line in DOC.splitlines() if line.startswith("|")]
@@ -29,12 +31,29 @@ def test_every_script_it_names_exists():
 @pytest.mark.parametrize("name", list(load_table()["ablations"]))
 def test_ablation_rows_have_the_published_average_and_an_empty_cell(name):
     [row] = [row for row in ROWS if row[1:2] == [f"`scripts/ablations/{name}.sh`"]]
-    published = load_table()["ablations"][name]["published"]
-    assert row[4] == ""
-    if published is None:
-        assert not re.search(r"\d", row[3])
+    ablation = load_table()["ablations"][name]
+    assert all(f"`{key}=" in row[2] for key in ablation["change"])
+    assert row[3] in (ablation.get("where", ""), "")
+    assert row[5] == ""
+    if ablation["published"] is None:
+        assert not re.search(r"\d", row[4])
     else:
-        assert float(row[3]) == published
+        assert float(row[4]) == ablation["published"]
+
+
+def test_the_three_columns_are_those_of_exgrpo_config():
+    config = compose(script_overrides(ROOT / "scripts" / "qwen2.5-math-7b_exgrpo.sh"))
+    expected = {cells(row)[0]: list(cells(row)[1:]) for row in compare(config) if not row.agrees}
+    [start] = [i for i, row in enumerate(ROWS) if row[:3] == ["key", "paper's text", "released script"]]
+    assert {row[0].strip("`"): row[1:] for row in ROWS[start + 2 : start + 2 + len(expected)]} == expected
+
+
+def test_the_validation_set_is_the_one_that_is_made():
+    [questions] = [row for row in ROWS if row[0] == "questions"]
+    [samples] = [row for row in ROWS if row[0] == "samples of each"]
+    parts = [Part(int(n), int(k)) for n, k in zip(questions[1:], samples[1:], strict=True)]
+    assert parts == list(AUTHORS.values())
+    assert f"{sum(n * k for n, k in parts):,} samples of {sum(n for n, _ in parts):,} questions" in DOC
 
 
 def test_result_rows_are_the_published_ones_and_ours_are_empty():

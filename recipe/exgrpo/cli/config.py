@@ -56,23 +56,21 @@ def _heading(config: DictConfig) -> str:
 def _columns(rows: Sequence[Row], profile: str | None) -> Table:
     table = _table("whose the settings are", "key", "paper's text", "released script", "ours", "why")
     for row in rows:
-        paper, released = row.setting.paper, row.setting.released
-        in_script = released == UNSAID or row.setting.file == SCRIPT
-        _add(
-            table,
-            row.key,
-            paper if paper == UNSAID else f"{_text(paper)} ({row.setting.where})",
-            released if in_script else f"{_text(released)} ({row.setting.file})",
-            row.here,
-            row.why or _departure(row, profile),
-        )
+        _add(table, *cells(row, profile))
     return table
 
 
-def _departure(row: Row, profile: str | None) -> str:
-    """What is to be said of a value without a reason: nothing, if shipped runs have it."""
-    shipped = row.setting.shipped(profile)
-    return "" if row.here == shipped else f"changed here; shipped: {_text(shipped)}"
+def cells(row: Row, profile: str | None = None) -> tuple[str, str, str, str, str]:
+    """A row as text: key, the three columns with their places, and why; a value that is not a shipped one says so."""
+    paper, released, shipped = row.setting.paper, row.setting.released, row.setting.shipped(profile)
+    in_script = released == UNSAID or row.setting.file == SCRIPT
+    return (
+        row.key,
+        paper if paper == UNSAID else f"{_text(paper)} ({row.setting.where})",
+        _text(released) if in_script else f"{_text(released)} ({row.setting.file})",
+        _text(row.here),
+        row.why or ("" if row.here == shipped else f"changed here; shipped: {_text(shipped)}"),
+    )
 
 
 def _other_table(config: DictConfig, named: set[str]) -> Table:
