@@ -79,7 +79,7 @@ def test_there_is_a_script_for_every_backbone_method_and_ablation():
     backbones = set(TABLE["backbones"]) - {"qwen2.5-7b"}
     assert {f"{name}_{method}" for name in backbones for method in ("exgrpo", "on_policy")} <= stems
     assert {path.stem for path in SCRIPTS if path.parent.name == "ablations"} == set(TABLE["ablations"])
-    assert {"masked_grpo", "continuous_reward", "continuous_reward_on_policy", "qwen2.5-math-7b_robust"} <= stems
+    assert {"masked_grpo", "continuous_reward", "continuous_reward_on_policy", "qwen2.5-math-7b_refill"} <= stems
 
 
 def test_table_and_presets_have_the_same_names():
@@ -88,29 +88,47 @@ def test_table_and_presets_have_the_same_names():
     )
 
 
-def test_twins_differ_in_nothing_but_experience(composed):
-    twins = [path for path in SCRIPTS if path.stem.endswith("_on_policy")]
-    assert len(twins) == 7
-    for twin in twins:
-        other = twin.with_name(twin.name.replace("_on_policy", "" if twin.stem.startswith("continuous") else "_exgrpo"))
-        a, b = (flatten(OmegaConf.to_container(composed(path), resolve=True)) for path in (twin, other))
-        changed = {key for key in a if a[key] != b[key]} - {"exgrpo.enable", "preset.method"}
+def test_baselines_differ_in_nothing_but_the_policy(composed):
+    baselines = [path for path in SCRIPTS if path.stem.endswith("_on_policy")]
+    assert len(baselines) == 7
+    for path in baselines:
+        other = path.with_name(path.name.replace("_on_policy", "" if path.stem.startswith("continuous") else "_exgrpo"))
+        a, b = (flatten(OmegaConf.to_container(composed(one), resolve=True)) for one in (path, other))
+        assert (a["exgrpo.policy"], b["exgrpo.policy"]) == ("on_policy", "exgrpo")
+        changed = {key for key in a if a[key] != b[key]} - {"exgrpo.policy", "preset.method"}
         # Names and folders of the two runs.
         assert all(key.endswith(("experiment_name", "default_local_dir", "experiment")) for key in changed), changed
 
 
-def test_the_recommended_preset_is_the_laboratorys_fill(composed):
+def test_the_recommended_preset_is_the_laboratorys_refill(composed):
     """What docs/evidence.md recommends and what it tested must be one thing."""
-    config = composed(ROOT / "scripts" / "qwen2.5-math-7b_robust.sh")
+    config = composed(ROOT / "scripts" / "qwen2.5-math-7b_refill.sh")
     here = ExGRPOConfig.from_mapping(OmegaConf.to_container(config.exgrpo, resolve=True))
-    assert here == variant("fill", seed=config.exgrpo.seed)
+    assert here == variant("refill", seed=config.exgrpo.seed)
+
+
+# Variants of the study that are presets of training runs are read from these, by name.
+PRESETS = {
+    **{f"ablation={name}": name for name in sorted(names("ablation"))},
+    "method=refill": "refill",
+    "method=on_policy": "on_policy",
+    "method=exgrpo": "exgrpo",
+}
+
+
+@pytest.mark.parametrize(("override", "name"), PRESETS.items())
+def test_a_variant_of_the_laboratory_is_the_preset_of_its_name(override, name):
+    config = compose(["backbone=qwen2.5-math-7b", override])
+    here = ExGRPOConfig.from_mapping(OmegaConf.to_container(config.exgrpo, resolve=True))
+    there = variant(name, seed=config.exgrpo.seed)
+    assert here == there
 
 
 @pytest.mark.parametrize("band", ["easy", "medium", "hard"])
 def test_masked_grpo_takes_its_band(monkeypatch, band):
     monkeypatch.setenv("BAND", band)
     config = compose(script_overrides(ROOT / "scripts" / "masked_grpo.sh"))
-    assert (config.exgrpo.mode, config.exgrpo.mask.band) == ("masked", band)
+    assert (config.exgrpo.policy, config.exgrpo.mask.band) == ("masked", band)
     assert config.trainer.default_local_dir.endswith(band)
 
 
