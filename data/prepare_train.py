@@ -123,7 +123,7 @@ def within_limit(
     lengths = checks.prompt_tokens(records, template, tokenizer)
     kept = [record for record, length in zip(records, lengths, strict=True) if length <= args.max_prompt_tokens]
     dropped["prompt over the limit"] += len(records) - len(kept)
-    counted_by = args.tokenizer or f"estimate, {checks.CHARACTERS_PER_TOKEN} characters a token"
+    counted_by = args.tokenizer or f"estimate, {checks.CHARACTERS_PER_TOKEN} characters per token"
     longest = max((length for length in lengths if length <= args.max_prompt_tokens), default=0)
     return kept, {"max_tokens": args.max_prompt_tokens, "counted_by": counted_by, "longest_kept": longest}
 

@@ -4,7 +4,7 @@ A question gives a start value and a chain of steps, worked from left to right m
 
     Start 45: +7 *3 -8 (mod 100)
 
-The reference solution writes one line a step, then the boxed answer; values have leading zeros::
+The reference solution writes one line per step, then the boxed answer; values have leading zeros::
 
     45+7=52
     52*3=56

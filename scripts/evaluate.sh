@@ -8,7 +8,7 @@
 # Environment: MODEL (HF folder, hub id or global_step_N), DATA (parquet files or folders, separated by spaces; default
 # data/parquet/eval, made with data/prepare_eval.py from EVAL_SOURCE or the hub if it is not there), BENCHMARKS and TEMPLATE
 # (what to make), OUT (default outputs/eval/<model>), GPUS (default: all visible) and TP (GPUs for one copy, 1).
-# Further arguments go to `exgrpo evaluate`, see its --help; --dry-run shows counts and cost. The same command again resumes.
+# Further arguments go to `exgrpo evaluate`, see its --help; --dry-run shows counts and cost. Re-run the same command to resume.
 set -euo pipefail
 case "${1:-}" in -h | --help) sed -n '2,/^set/p' "$0" | sed '$d; s/^# \{0,1\}//' && exit 0 ;; esac
 cd "$(dirname "$0")/.."

@@ -6,7 +6,7 @@
 #   RUN          run folder (outputs/<script>). Re-run the same command to resume from its newest checkpoint.
 #   MODEL, TOKENIZER, TRAIN, VAL   model and tokenizer (folder or hub id), training and validation parquet
 #   REWARD_MODEL   folder or hub id, where a model gives the reward
-#   NNODES, GPUS   nodes and GPUs a node        HARDWARE   preset: gpu (8 x 80 GB), gpu_4, gpu_few (1 or 2), gpu_40gb
+#   NNODES, GPUS   nodes and GPUs per node      HARDWARE   preset: gpu (8 x 80 GB), gpu_4, gpu_few (1 or 2), gpu_40gb
 #   LOGGER       console (default), wandb, tensorboard or both; metrics.jsonl is always written
 #   PYTHON       interpreter (.venv/bin/python, else python)
 #   TINY=1       two steps of the same experiment with the toy model on CPU: a minute or two, 6 GB

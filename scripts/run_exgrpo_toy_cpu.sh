@@ -15,8 +15,8 @@ HARDWARE=${HARDWARE:-cpu}
 RUN=${RUN:-outputs/toy}
 MODEL=${MODEL:-data/toy/model}
 DATA=${DATA:-outputs/toy_data}
-# For a model this small, threads that wait for each other cost more than they bring, and the attention of a long pack, which is
-# quadratic without flash-attention, more than all the rest.
+# For a model this small, threads that wait for each other cost more than they bring; and so does a large micro-batch token
+# budget: without flash-attention, attention is quadratic in the tokens packed together.
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
 
 prepare() {

@@ -66,7 +66,7 @@ class Watchdog:
             with _interruptible(stalls), self._watching(section, stalls):
                 yield
         except BaseException as error:
-            if not stalls:  # the section's own error, an outer guard's interrupt, or a person's
+            if not stalls:  # the section's own error, an outer guard's interrupt, or Ctrl-C
                 raise
             raise StalledError(stalls[0]) from error
 

@@ -5,7 +5,7 @@ from typing import Any
 
 from verl_ext.evaluation.plan import Plan
 
-# Useful floating-point operations a second while sampling, two for each parameter and token. CPU: 396 tokens/s of a
+# Useful floating-point operations per second while sampling, two per parameter and token. CPU: 396 tokens/s of a
 # 135M-parameter model on 2 cores (vLLM, bfloat16, batches of 32). GPU: a twentieth of an H100's 989 Tflop/s, since
 # sampling waits for memory.
 CORE_FLOPS, GPU_FLOPS = 5e10, 5e13

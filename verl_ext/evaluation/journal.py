@@ -1,4 +1,4 @@
-"""Generations on disk: one JSON object a line, appended and flushed chunk by chunk, put in order at the end.
+"""Generations on disk: one JSON object per line, appended and flushed chunk by chunk, put in order at the end.
 
 Workers append to `generations.<shard>.jsonl`. Before they start, and when they are done, `consolidate` moves every complete
 chunk into `generations.jsonl`, in order. A chunk is generated in one go and counts only when it is complete, so a run that

@@ -1,4 +1,4 @@
-"""The progress of generation: a bar with tokens a second and time left, or a line now and then where there is no terminal."""
+"""The progress of generation: a bar with tokens per second and time left, or a line every LINE_S where there is no terminal."""
 
 import time
 from types import TracebackType

@@ -26,7 +26,7 @@ _QUOTIENT = re.compile(r"(-?\d+)/(-?\d+)")
 
 
 def oat_like_score(data_source: str, text: str, gold: str, grader: Grader) -> float:
-    """1.0 if the response `text` (hostile) counts as correct, else 0.0."""
+    """1.0 if the response `text` (untrusted) counts as correct, else 0.0."""
     rule = find_rule(data_source)
     if rule is not math_rule:
         return rule(text, gold, grader).score

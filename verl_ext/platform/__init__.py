@@ -83,7 +83,7 @@ def _defaults() -> dict[str, str]:
         "VLLM_CPU_KVCACHE_SPACE": "1",
         # Ray sets 1 in every worker unless it is given.
         "OMP_NUM_THREADS": str(cores),
-        # TransferQueue warns at each of its calls, hundreds of times a step, when it wants more than there are.
+        # TransferQueue warns at each of its calls, hundreds of times per step, when it wants more than there are.
         "TQ_NUM_THREADS": str(min(8, physical)),
         "TOKENIZERS_PARALLELISM": "false",
         "VLLM_NO_USAGE_STATS": "1",

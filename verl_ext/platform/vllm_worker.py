@@ -14,7 +14,7 @@ def use_plain_linear(layer: torch.nn.Module, remove_weight: bool) -> None:
     """Multiply with `torch.nn.functional.linear` instead of a packed copy of the weight.
 
     vLLM's CPU backend packs every 2-d weight and leaves an empty parameter behind, so that loading the trainer's
-    weights in place, which verl does once a step, fails.
+    weights in place, which verl does once per step, fails.
     """
     if layer.weight.is_meta or layer.weight.ndim == 2:
         layer.cpu_linear = torch.nn.functional.linear

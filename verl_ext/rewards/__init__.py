@@ -77,7 +77,7 @@ def compute_score(
 
     Args:
         data_source: picks the rule, see rules.py.
-        solution_str: the response without special tokens. Hostile input.
+        solution_str: the response without special tokens. Untrusted model output.
         ground_truth: the gold answer. Trusted.
         extra_info: the sample's `extra_info` column; only `think_format` is read.
         kwargs: fields of RewardOptions; anything else raises TypeError.

@@ -1,4 +1,4 @@
-"""Runs functions on hostile text in worker processes that are killed at their deadline.
+"""Runs functions on untrusted model output in worker processes that are killed at their deadline.
 
 A kept library does the work (pebble); this module chooses how workers start and what they may do. Workers are forked
 from a fork server that holds Math-Verify and nothing else: the trainer's threads and torch are never forked, a worker
@@ -129,13 +129,13 @@ def _stop(pool: ProcessPool) -> None:
 
 
 def _in_worker(function: Callable, args: tuple, deadline_s: float) -> tuple[str, Any]:
-    """Any failure comes back as text: no exception object built from hostile text is unpickled by the trainer."""
+    """Any failure comes back as text: no exception object built from untrusted text is unpickled by the trainer."""
     used = resource.getrusage(resource.RUSAGE_SELF)
     cpu_s = int(used.ru_utime + used.ru_stime + deadline_s) + 2  # should the parent die, the kernel ends this task
     resource.setrlimit(resource.RLIMIT_CPU, (cpu_s, resource.getrlimit(resource.RLIMIT_CPU)[1]))
     try:
         return "ok", function(*args)
-    except Exception as error:  # noqa: BLE001 - hostile text may raise anything, MemoryError and RecursionError included
+    except Exception as error:  # noqa: BLE001 - untrusted text may raise anything, MemoryError and RecursionError included
         return "error", type(error).__name__
 
 

@@ -1,7 +1,7 @@
 r"""Grading rules, and the registry that picks one by `data_source`.
 
-A rule is one function `rule(text, ground_truth, grader) -> Grade`. It runs in the trainer's process on text written by
-a model, so whatever is not linear in the length of the text belongs in `grader.run(function, *args)`, which executes a
+A rule is one function `rule(text, ground_truth, grader) -> Grade`. It runs in the trainer's process on untrusted model
+output, so whatever is not linear in the length of the text belongs in `grader.run(function, *args)`, which executes a
 module-level function in a worker that is killed at its deadline.
 
 What counts as the answer: the content of the last `\boxed{}`; earlier boxes are ignored, and a last box that is never
