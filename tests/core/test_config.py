@@ -141,16 +141,16 @@ def test_an_empty_mapping_gives_the_defaults():
 @pytest.mark.parametrize(
     "values",
     [
-        # Table 3: what is selected
+        # Table 6: what is selected, and how it is learnt from
         {"question": {"weighting": "uniform"}},
         {"rank": "random"},
         {"question": {"weighting": "uniform"}, "rank": "random"},
         {"rank": "highest_entropy"},
-        # Table 6: how it is learnt from, how much of it, and which questions
         {"loss": {"shaping": "none"}},
         {"loss": {"shaping": "clip"}},
         {"loss": {"importance": "old"}},
         {"loss": {"beta": 0.5}},
+        # Table 3, the sensitivity to the Gaussian, and the share of replayed questions
         {"rho": 0.25},
         {"rho": 0.75},
         {"question": {"sigma": 1.5}},

@@ -18,6 +18,7 @@ from recipe.exgrpo.lab.questions import Stream
 from recipe.exgrpo.lab.suites import SUITES, VARIANTS, suite, variant
 from recipe.exgrpo.lab.trainer import Lab, LabSettings, write_advantages
 from recipe.exgrpo.lab.vocabulary import Vocabulary
+from recipe.exgrpo.presets.paper_settings import load_table
 
 torch.set_num_threads(1)
 K = 4
@@ -99,6 +100,14 @@ def test_every_variant_is_in_the_table_once_and_builds():
     for name in SUITES:
         assert set(suite(name)) <= set(VARIANTS)
     assert suite("smoke,rho_0.25,exgrpo") == ("on_policy", "exgrpo", "refill", "rho_0.25")
+
+
+def test_suites_are_named_after_the_papers_tables():
+    """Table 3: sensitivity to the Gaussian; Table 6: no question and no trajectory selection; Table 7: retired review."""
+    for table, names in {"table3": "Table 3", "table6": "Table 6", "table7": "Table 7"}.items():
+        published = {name for name, ablation in load_table()["ablations"].items() if ablation.get("where") == names}
+        assert published <= set(suite(table)), table
+        assert all(published.isdisjoint(suite(other)) for other in ("table3", "table6", "table7") if other != table)
 
 
 # Those that differ from `exgrpo` run at once (here all do) only after more steps or rarer events than a test can wait for.

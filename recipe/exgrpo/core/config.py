@@ -1,4 +1,4 @@
-"""Configuration of a policy. The defaults are ExGRPO's as in the paper; every ablation of its Tables 3 and 6 is a value here.
+"""Configuration of a policy. The defaults are ExGRPO's as in the paper; all ablations of its Tables 3, 6 and 7 are values here.
 
 The dataclasses mirror the `exgrpo:` node of the run configuration. `ExGRPOConfig.from_mapping` builds them from a plain
 mapping and refuses unknown keys, wrong types and nonsense values with one sentence that names the key.
@@ -42,8 +42,9 @@ class QuestionConfig:
 
     `gaussian` weighs the bucket of success count k by exp(-(u - mu)^2 / (2 sigma^2)). With `sigma_unit: count` (the released
     code, which produced the published numbers) u and sigma are in successes and mu, a share of K, is scaled by K; with
-    `sigma_unit: accuracy` (the paper's formula) u = k / K. `uniform` draws uniformly over questions, whatever their bucket
-    (no question selection). `linear`, `sqrt` and `linear_clip` weigh by k/K, its root, and min(k/K, mu).
+    `sigma_unit: accuracy` (the paper's formula) u = k / K; Table 3 varies mu and sigma. `uniform` draws uniformly over
+    questions, whatever their bucket (no question selection, Table 6). `linear`, `sqrt` and `linear_clip` weigh by k/K, its
+    root, and min(k/K, mu).
     """
 
     weighting: str = "gaussian"
@@ -129,7 +130,8 @@ class LossConfig:
 
     `shaping: policy` is f(w) = w / (w + beta); `none` is f(w) = w; `clip` is the PPO clip on w (both Table 6).
     `importance: past` divides by the stored pi_past; `old` by pi_old (Table 6: no IS correction).
-    `fresh_clip: always` clips fresh tokens (Eq. 4); `before_replay` stops clipping once replay is on (released code); `never`.
+    `fresh_clip: always` clips fresh tokens (Eq. 4); `never` does not (Table 4, App. D.1 and D.4); `before_replay` stops once
+    replay is on (released code).
     `scale: dr_grpo` divides the sum over a sequence's tokens by a constant length and by the number of sequences. `released`
     is the released code's: the policy term is not divided by the number of sequences on a rank, and the entropy term is a mean
     over the tokens of a micro-batch, summed over micro-batches (so it depends on how rows are packed).

@@ -34,17 +34,15 @@ LAB_ONLY: dict[str, dict[str, Any]] = {
     "refill_reps_4": {**REFILL, "refill": {"reps": 4}},
     "refill_uniform": {**REFILL, "refill": {"power": 0.0}},
 }
-TRAJECTORY = (
+SELECTION = (
     "no_question_selection",
     "no_trajectory_selection",
     "no_selection",
     "highest_entropy",
     "lowest_perplexity",
 )
-SETTINGS = (
-    "no_shaping", "no_shaping_clipped", "no_is_correction", "beta_0.01", "beta_1",
-    "rho_0.25", "rho_0.75", "sigma_0.5", "sigma_1.5", "mu_0.25",
-)  # fmt: skip
+OBJECTIVE = ("no_shaping", "no_shaping_clipped", "no_is_correction", "beta_0.01", "beta_1")
+SENSITIVITY = ("rho_0.25", "rho_0.75", "sigma_0.5", "sigma_1.5", "mu_0.25")
 RELEASED = ("sigma_accuracy", "keep_unsolved", "unclipped_fresh")
 CONTROLS = ("retirement_only", "selection_only", "no_retirement", "fresh_counts", "refill_current")
 MASKED = ("masked_easy", "masked_medium", "masked_hard")
@@ -52,15 +50,15 @@ REFILLS = ("refill_reps_2", "refill_reps_4", "refill_uniform")
 REFERENCE = "on_policy"
 # Every variant, in the order of tables.
 VARIANTS = (
-    REFERENCE, "exgrpo", "exgrpo_at_once", *TRAJECTORY, *SETTINGS, "retired_review", *RELEASED, *MASKED,
-    *CONTROLS[:-1], "refill", "refill_current", *REFILLS,
+    REFERENCE, "exgrpo", "exgrpo_at_once", *SELECTION, *OBJECTIVE, *SENSITIVITY, "retired_review", *RELEASED,
+    *MASKED, *CONTROLS[:-1], "refill", "refill_current", *REFILLS,
 )  # fmt: skip
 
 SUITES: dict[str, tuple[str, ...]] = {
     "smoke": (REFERENCE, "exgrpo", "refill"),
     "main": (REFERENCE, "exgrpo", "exgrpo_at_once", "refill", "refill_current"),
-    "table3": (REFERENCE, "exgrpo", *TRAJECTORY),
-    "table6": (REFERENCE, "exgrpo", *SETTINGS),
+    "table3": (REFERENCE, "exgrpo", *SENSITIVITY),
+    "table6": (REFERENCE, "exgrpo", *SELECTION, *OBJECTIVE),
     "table7": (REFERENCE, "exgrpo", "retired_review", *RELEASED),
     "masked": (REFERENCE, *MASKED),
     "controls": (REFERENCE, "exgrpo_at_once", "refill", *CONTROLS),
