@@ -12,7 +12,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 LIMIT_S = 480
 
-# Small and quick: replay from the first step it can, two updates a step, fixed sampling seeds, every row dumped.
+# Small and quick: replay from the first step it can, two updates per step, fixed sampling seeds, every row dumped.
 QUICK = (
     "data.train_batch_size=8",
     "actor_rollout_ref.actor.ppo_mini_batch_size=4",

@@ -81,17 +81,18 @@ def test_every_group_has_k_rows_and_replayed_groups_exactly_one_stored_trajector
     assert set(stored) <= fresh_successes(replay_run, range(1, step))
     assert len({prompt for prompt, _ in stored}) == len(stored)
     prompts = [next(iter(group.values()))["input"] for group in found.values()]
-    assert len(set(prompts)) == B  # a question at most once a step, fresh or replayed
+    assert len(set(prompts)) == B  # a question at most once per step, fresh or replayed
 
 
-def test_retired_questions_are_reviewed_when_it_is_time(replay_run):
-    retired = 0
+def test_retired_questions_are_in_the_batch_again_when_it_is_time(replay_run):
+    retired = waiting = 0
     for step, row in sorted(replay_run.metrics.items()):
-        retired += row["experience/newly_retired"]
-        reviewed = math.ceil(retired / 2) if step % 3 == 0 else 0
+        reviewed = min(waiting, B - int(row["experience/planned_questions"]))
         assert row["experience/reviewed"] == reviewed
-        retired -= reviewed
+        assert sum(uid.startswith("planned") for uid in groups(replay_run, step)) == reviewed
+        waiting, retired = waiting - reviewed, retired - reviewed + row["experience/newly_retired"]
         assert row["experience/retired_questions"] == retired
+        waiting += 0 if step % 3 else math.ceil((retired - waiting) / 2)
     assert any(row["experience/reviewed"] for row in replay_run.metrics.values())
 
 

@@ -15,8 +15,8 @@ from recipe.exgrpo.presets.paper_settings import differences
 
 LIMIT_S = 480
 SIZES = ("data.", "actor_rollout_ref.", "trainer.", "reward.", "preset.template", "exgrpo.start_threshold")
-# One script of each family runs in `make test`: an ablation, which is the ExGRPO run too, is `replay_run`; the on-policy twin
-# and continuous rewards run in test_replay.py. All of them run in `make test-scripts`.
+# One script of each family runs in `make test`: an ablation, which is the ExGRPO run too, is `replay_run`; the on-policy
+# baseline and continuous rewards run in test_replay.py. All of them run in `make test-scripts`.
 FAMILIES = ("masked_grpo",)
 # `replay_run` has them fit into six steps.
 REVIEW = {"exgrpo.bookkeeping.review_interval", "exgrpo.bookkeeping.review_share"}
@@ -77,19 +77,21 @@ def expect_settings(folder: Path, overridden: Collection[str] = ()):
 def expect_method(config, rows: list[dict]) -> None:
     """The two steps show the method: what was collected in the first and replayed in the second."""
     first, second = rows
-    if config.exgrpo.mode == "masked":
+    policy, out = config.exgrpo.policy, "batch/rows_out_of_update"
+    if policy == "masked":
         outside = first["batch/solve_all"] + first["batch/solve_none"]
-        assert first["batch/dropped"] >= config.actor_rollout_ref.rollout.n * outside
-        assert first["batch/dropped"] + second["batch/dropped"] > 0  # half the toy questions are outside any band
-        assert first["batch/dropped"] % config.actor_rollout_ref.rollout.n == 0
-    if not config.exgrpo.enable or config.exgrpo.mode == "masked":
-        assert first["experience/buffer_trajectories"] == second["experience/replayed_questions"] == 0
+        assert first[out] >= config.actor_rollout_ref.rollout.n * outside
+        assert first[out] + second[out] > 0  # half the toy questions are outside any band
+        assert first[out] % config.actor_rollout_ref.rollout.n == 0
+    if policy in ("on_policy", "masked"):
+        assert first["experience/buffer_trajectories"] == second["experience/replayed_rows"] == 0
         return
-    if config.exgrpo.mode == "fill":
-        assert first["fill/added"] > 0
-        assert first["fill/filled"] == 0
-        # Every group of the second step may have had signal; test_fill.py has steps enough to see slots filled for certain.
-        assert (second["fill/filled"] > 0) == (second["fill/budget"] > 0)
+    if policy == "refill":
+        assert first["experience/added"] > 0
+        assert first["experience/replayed_rows"] == 0
+        # Every group of the second step may have had variance; test_refill.py has steps enough to see places taken for certain.
+        assert second["experience/replayed_rows"] <= second["experience/freed_rows"]
+        assert second[out] == second["experience/freed_rows"] - second["experience/replayed_rows"]
         return
     assert first["experience/added"] > 0
     assert first["experience/planned_questions"] == 0

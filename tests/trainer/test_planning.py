@@ -87,6 +87,17 @@ def test_half_the_batch_is_replayed_and_the_cursor_moves_by_the_other_half():
     assert batch["global_steps"] == 7
 
 
+def test_a_question_under_review_comes_by_name_with_all_its_rollouts_fresh():
+    found = trainer(eligible=range(10, 20), retired=[25], bookkeeping={"review_interval": 1, "review_share": 1.0})
+    found.policy.finish([], None, 6, 0.5)
+    batch = found._next_train_batch()
+    assert Counter(rollouts(batch)) == {K: 4, K - 1: 4}
+    (uid,) = (uid for uid, question in planned(found).items() if question == "q25")
+    assert uid.startswith("planned7x")  # no trajectory of it is replayed
+    assert len(planned(found)) == 5
+    assert next_question(found) == "q3"
+
+
 def test_without_injection_the_same_questions_get_all_their_rollouts_fresh():
     with_, without = trainer(eligible=range(10, 20)), trainer(eligible=range(10, 20), inject=False)
     batches = with_._next_train_batch(), without._next_train_batch()

@@ -139,7 +139,8 @@ class ExGRPOTrainer(PPOTrainerSync):
     def _row(self, slot: Slot) -> TensorDict:
         """The dataset's row for `slot`, which is noted under the row's uid."""
         if slot.planned:
-            row = self.cursor.row(slot.question, f"replay{self.global_steps}x{len(self.current.slots)}")
+            kind = "replay" if slot.rollouts < self.group_size else "planned"
+            row = self.cursor.row(slot.question, f"{kind}{self.global_steps}x{len(self.current.slots)}")
         else:
             row = self.cursor.fetched(slot.question)
         self.current.slots[row["uid"][0]] = slot
