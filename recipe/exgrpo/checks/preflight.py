@@ -15,6 +15,7 @@ from recipe.exgrpo.checks.environment import environment_findings
 from recipe.exgrpo.checks.findings import ERROR, NOTE, Finding, PreflightError, error
 from recipe.exgrpo.checks.memory import memory_findings
 from recipe.exgrpo.checks.model import model_findings
+from recipe.exgrpo.checks.resume import resume_findings
 from recipe.exgrpo.checks.reward import reward_findings
 from recipe.exgrpo.checks.run import Run, settings_of
 from recipe.exgrpo.checks.tokenizer import tokenizer_findings
@@ -48,6 +49,7 @@ def inspect_run(config: DictConfig) -> Iterator[Finding]:
     yield from tokenizer_findings(run, readable)
     yield from memory_findings(run)
     yield from disk_findings(run)
+    yield from resume_findings(run)
 
 
 def _setting_findings(config: DictConfig) -> Iterator[Finding]:
