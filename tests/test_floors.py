@@ -24,10 +24,10 @@ BELOW = {
     "core": set(),
     "presets": {"core"},
     "checkpoint": {"core", "verl_ext"},
-    "runs": {"presets", "verl_ext"},
-    "report": {"runs", "presets", "verl_ext"},
+    "runs": {"presets", "checkpoint", "verl_ext"},
+    "report": {"core", "runs", "presets", "verl_ext"},
     "lab": {"core", "presets", "report", "verl_ext"},
-    "checks": {"core", "presets", "checkpoint", "verl_ext"},
+    "checks": {"core", "presets", "checkpoint", "runs", "verl_ext"},
     "trainer": {"core", "checkpoint", "verl_ext"},
 }
 TOP = {"cli", "main"}

@@ -5,10 +5,21 @@ renormalised over the non-empty buckets, the excess of a bucket that is too smal
 inside a bucket questions are uniform without replacement.
 """
 
+from typing import Protocol
+
 import numpy as np
 
-from recipe.exgrpo.core.buffer.experience import ExperienceBuffer
 from recipe.exgrpo.core.config import QuestionConfig
+
+
+class Buckets(Protocol):
+    """Eligible questions by their latest success count, as `core.buffer.ExperienceBuffer` keeps them."""
+
+    def bucket_sizes(self) -> np.ndarray:
+        """int64 [K + 1]."""
+
+    def draw(self, count: int, n: int, rng: np.random.Generator) -> list[str]:
+        """`n` distinct questions of bucket `count`, uniform without replacement."""
 
 
 def log_weights(group_size: int, config: QuestionConfig) -> np.ndarray:
@@ -55,7 +66,7 @@ def allocate(sizes: np.ndarray, logs: np.ndarray, n: int, rng: np.random.Generat
     return taken
 
 
-def sample_questions(buffer: ExperienceBuffer, n: int, config: QuestionConfig, rng: np.random.Generator) -> list[str]:
+def sample_questions(buffer: Buckets, n: int, config: QuestionConfig, rng: np.random.Generator) -> list[str]:
     """Up to `n` distinct eligible questions, fewer only when the buffer holds fewer. O(K + n)."""
     sizes = buffer.bucket_sizes()
     if config.weighting == "uniform":
