@@ -4,6 +4,7 @@ import math
 import shutil
 import time
 from collections import defaultdict
+from fnmatch import fnmatchcase
 from pathlib import Path
 
 import psutil
@@ -11,6 +12,7 @@ import pytest
 from transformers import AutoTokenizer
 
 from recipe.exgrpo.checkpoint.stored import Stored
+from recipe.exgrpo.report.glossary import OURS, sentence_of
 
 pytestmark = pytest.mark.stack
 ROOT = Path(__file__).resolve().parents[2]
@@ -178,3 +180,11 @@ def test_a_dead_vllm_worker_ends_the_run_with_an_error(start_toy, tmp_path):
     assert process.returncode not in (0, None)
     text = log.read_text()
     assert "made no progress" in text or "EngineDeadError" in text or "engine" in text.lower()
+
+
+def test_every_metric_of_a_run_has_its_sentence_and_every_sentence_of_ours_its_metric(replay_run):
+    """What docs/metrics.md promises, held against a run (without validation)."""
+    logged = {name for row in replay_run.metrics.values() for name in row}
+    assert [name for name in sorted(logged) if sentence_of(name) is None] == []
+    unlogged = {name for name in OURS if not any(fnmatchcase(found, name) for found in logged)}
+    assert unlogged == {"val/pass_rate", "val/*/pass_rate"} & set(OURS)
