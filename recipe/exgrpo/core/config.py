@@ -247,7 +247,7 @@ class ExGRPOConfig:
     loss: LossConfig = field(default_factory=LossConfig)
     mask: MaskConfig = field(default_factory=MaskConfig)
     refill: RefillConfig = field(default_factory=RefillConfig)
-    options: dict[str, typing.Any] = field(default_factory=dict)
+    options: dict | None = None
     runtime: RuntimeConfig = field(default_factory=RuntimeConfig)
 
     def __post_init__(self) -> None:
@@ -293,9 +293,6 @@ def _convert(hint: type, value, path: str):
     if typing.get_origin(hint) is tuple:
         _require(isinstance(value, list | tuple), f"{path} must be a list; got {value!r}.")
         return tuple(_convert(typing.get_args(hint)[0], item, path) for item in value)
-    if typing.get_origin(hint) is dict:
-        _require(isinstance(value, Mapping), f"{path} must be a mapping of keys to values; got {value!r}.")
-        return dict(value)
     allowed = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
     if value is None and type(None) in allowed:
         return None

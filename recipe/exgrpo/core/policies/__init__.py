@@ -25,5 +25,5 @@ def make_policy(config: ExGRPOConfig, group_size: int) -> Policy:
     kind = policy_class(config.policy)
     if kind.Options is None and config.options:
         raise ValueError(f"exgrpo.options is set, and exgrpo.policy={config.policy} has none.")
-    options = None if kind.Options is None else build(kind.Options, config.options, "exgrpo.options")
+    options = None if kind.Options is None else build(kind.Options, config.options or {}, "exgrpo.options")
     return kind(config, group_size, options)
