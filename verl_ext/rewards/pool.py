@@ -1,4 +1,4 @@
-"""Runs functions on untrusted model output in worker processes that are killed at their deadline.
+"""Runs functions on untrusted text in worker processes that are killed at their deadline.
 
 A kept library does the work (pebble); this module chooses how workers start and what they may do. Workers are forked
 from a fork server that holds Math-Verify and nothing else: the trainer's threads and torch are never forked, a worker
@@ -24,7 +24,12 @@ from pebble import ProcessExpired, ProcessPool
 PRELOAD = "verl_ext.rewards.preload"
 TASKS_PER_WORKER = 2000  # then the worker is replaced, which bounds what SymPy's caches can hold
 ATTEMPTS = 3  # a pool that broke under another sample is rebuilt and the sample tried again
-STALL_S = 5.0  # a pool in which no call comes back for deadline_s + STALL_S is dead: a worker was shot holding its lock
+WALL_FACTOR = (
+    10  # a call that waits, or gets little of a busy machine, may take so many times its deadline by the clock
+)
+STALL_S = (
+    5.0  # a pool in which no call comes back for the limit by the clock + STALL_S: a worker was shot holding its lock
+)
 _DENIED_EVENTS = (
     *("os.system", "os.exec", "os.fork", "os.forkpty", "os.posix_spawn", "os.spawn", "subprocess.Popen"),
     *("socket.connect", "socket.bind", "socket.sendto", "os.remove", "os.rename", "os.kill", "ctypes.dlopen"),
@@ -44,7 +49,8 @@ class Grader:
 
     Args:
         workers: worker processes.
-        deadline_s: seconds a call may run once a worker has taken it; then the worker is killed.
+        deadline_s: seconds of CPU time that a call may use once a worker has taken it; then the worker is killed, as it is
+            after WALL_FACTOR times as long by the clock.
         memory_mb: memory a worker may take beyond what it holds at its start, in MiB.
     """
 
@@ -53,6 +59,11 @@ class Grader:
         self._lock = threading.Lock()
         self._pool: ProcessPool | None = None
         self._progress = time.monotonic()  # when any call last came back
+
+    @property
+    def wall_s(self) -> float:
+        """Seconds by the clock after which a call is killed whatever it has used."""
+        return WALL_FACTOR * self.deadline_s
 
     def run(self, function: Callable[..., Any], *args: Any) -> Any:
         """`function(*args)` in a worker. The function is sent by name, its arguments and result are pickled.
@@ -64,8 +75,10 @@ class Grader:
             try:
                 status, value = self._call(pool, function, args)
             except TimeoutError:
-                raise GradingTimeout(f"killed after {self.deadline_s:g} s") from None
+                raise GradingTimeout(f"killed after {self.wall_s:g} s by the clock") from None
             except ProcessExpired as expired:
+                if expired.exitcode == -signal.SIGPROF:
+                    raise GradingTimeout(f"killed after {self.deadline_s:g} s of CPU time") from None
                 raise GradingError(f"the grading worker died with exit code {expired.exitcode}") from None
             except (BrokenProcessPool, CancelledError, RuntimeError):  # RuntimeError: pebble, on a pool that has ended
                 self._drop(pool)
@@ -89,10 +102,10 @@ class Grader:
 
     def _call(self, pool: ProcessPool, function: Callable, args: tuple) -> tuple[str, Any]:
         start = time.monotonic()
-        future = pool.schedule(_in_worker, args=(function, args, self.deadline_s), timeout=self.deadline_s)
+        future = pool.schedule(_in_worker, args=(function, args, self.deadline_s), timeout=self.wall_s)
         while not wait([future], timeout=1.0).done:
             idle = time.monotonic() - max(start, self._progress)
-            if not pool.active or idle > self.deadline_s + STALL_S:
+            if not pool.active or idle > self.wall_s + STALL_S:
                 raise BrokenProcessPool("the grading pool stopped")
         self._progress = time.monotonic()
         return future.result()
@@ -130,17 +143,20 @@ def _stop(pool: ProcessPool) -> None:
 
 def _in_worker(function: Callable, args: tuple, deadline_s: float) -> tuple[str, Any]:
     """Any failure comes back as text: no exception object built from untrusted text is unpickled by the trainer."""
-    used = resource.getrusage(resource.RUSAGE_SELF)
-    cpu_s = int(used.ru_utime + used.ru_stime + deadline_s) + 2  # should the parent die, the kernel ends this task
-    resource.setrlimit(resource.RLIMIT_CPU, (cpu_s, resource.getrlimit(resource.RLIMIT_CPU)[1]))
+    signal.setitimer(
+        signal.ITIMER_PROF, deadline_s
+    )  # CPU time; the signal ends the process, in the middle of a C call too
     try:
         return "ok", function(*args)
     except Exception as error:  # noqa: BLE001 - untrusted text may raise anything, MemoryError and RecursionError included
         return "error", type(error).__name__
+    finally:
+        signal.setitimer(signal.ITIMER_PROF, 0)
 
 
 def _confine(memory_mb: int) -> None:
     """Limits of a worker, set once at its start."""
+    signal.signal(signal.SIGPROF, signal.SIG_DFL)  # the deadline, see _in_worker
     signal.signal(signal.SIGTERM, signal.SIG_DFL)  # pebble's handler waits for a bytecode: a long C call never ends
     with open("/proc/self/statm") as statm:
         mapped = int(statm.read().split()[0]) * os.sysconf("SC_PAGESIZE")
