@@ -15,7 +15,8 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
-from verl_ext.rewards.grade import Grade, last_boxed, shorten, solution_text
+from verl_ext.rewards.grade import Grade, final_answer, last_boxed, shorten, solution_text
+from verl_ext.rewards.placeholders import is_placeholder
 from verl_ext.rewards.pool import Grader, GradingError, GradingTimeout
 from verl_ext.rewards.rules import Rule, find_rule, register_rule
 
@@ -27,6 +28,8 @@ __all__ = [
     "RewardOptions",
     "Rule",
     "compute_score",
+    "final_answer",
+    "is_placeholder",
     "last_boxed",
     "register_rule",
     "shared_grader",
@@ -44,7 +47,8 @@ class RewardOptions:
         think_format: True or False for every sample; None follows `extra_info.think_format` of each sample, which
             data/prepare_*.py writes from the prompt template, and is False where that is missing.
         workers: grading processes in each reward worker of verl.
-        deadline_s: seconds after which a grading is killed and counted as `timeout`.
+        deadline_s: seconds of CPU time after which a grading is killed and counted as `timeout`. A busy machine gives a
+            worker its CPU time later, not less of it; pool.WALL_FACTOR times as long is the limit by the clock.
         memory_mb: memory of a grading process, MiB.
         rules_module: module imported before the first grading, for its calls of `register_rule`.
     """
@@ -78,8 +82,9 @@ def compute_score(
     Args:
         data_source: picks the rule, see rules.py.
         solution_str: the response without special tokens. Untrusted model output.
-        ground_truth: the gold answer. Trusted.
-        extra_info: the sample's `extra_info` column; only `think_format` is read.
+        ground_truth: the gold answer.
+        extra_info: the sample's `extra_info` column; `think_format` is read, and `truncated`, which manager.py adds for a
+            response that was cut off at the length limit.
         kwargs: fields of RewardOptions; anything else raises TypeError.
 
     Returns:
@@ -91,8 +96,10 @@ def compute_score(
     think_format = options.think_format
     if think_format is None:
         think_format = bool((extra_info or {}).get("think_format", False))
+    truncated = bool((extra_info or {}).get("truncated", False))
     text = solution_text(solution_str, think_format)
-    grade = Grade(0.0) if text is None else find_rule(data_source)(text, str(ground_truth), _grader(options))
+    rule = find_rule(data_source)
+    grade = Grade(0.0) if text is None else rule(text, str(ground_truth), _grader(options), truncated=truncated)
     return {
         "score": grade.score,
         "acc": grade.score,

@@ -37,7 +37,19 @@ spawn._fixup_main_from_name = _unless_grading(spawn._fixup_main_from_name)
 spawn._fixup_main_from_path = _unless_grading(spawn._fixup_main_from_path)
 
 # The first parses build grammar tables, the first simplification imports a good part of SymPy: every worker inherits it.
-for _answer in (r"\frac{1}{2}", r"(3, \frac{\pi}{2})", "x^2+y^2=1", r"\{1,2\}", "[1,2)", "0.5"):
-    grade_answer(_answer, _answer)
-grade_answer("x + 1", "x + 2")
+_WARMING = (
+    r"\frac{1}{2}",
+    r"(3, \frac{\pi}{2})",
+    "x^2+y^2=1",
+    r"\{1,2\}",
+    "[1,2)",
+    "0.5",
+    "3 hours",
+    r"\sqrt{2}",
+    "x>1",
+)
+for _answer in _WARMING:
+    grade_answer(_answer + " ", _answer)
+for _answer, _gold in (("x + 1", "x + 2"), ("x^2+x", "x(x+1)"), (r"\frac{\sqrt{8}}{2}", r"\sqrt{2}"), ("x<0", "x>1")):
+    grade_answer(_answer, _gold)
 grade_text("The answer is 42.", "42")

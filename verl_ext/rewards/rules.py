@@ -1,45 +1,49 @@
 r"""Grading rules, and the registry that picks one by `data_source`.
 
-A rule is one function `rule(text, ground_truth, grader) -> Grade`. It runs in the trainer's process on untrusted model
-output, so whatever is not linear in the length of the text belongs in `grader.run(function, *args)`, which executes a
-module-level function in a worker that is killed at its deadline.
+A rule is one function `rule(text, ground_truth, grader, truncated=False) -> Grade`. It runs in the trainer's process on
+untrusted model output, so whatever is not linear in the length of the text belongs in `grader.run(function, *args)`, which
+executes a module-level function in a worker that is killed at its deadline.
 
-What counts as the answer: the content of the last `\boxed{}`; earlier boxes are ignored, and a last box that is never
-closed is no answer. Several candidates in that box are a list, which equals the gold answer only if that is the same
-list. A text without any box is graded by what Math-Verify extracts last from its last TEXT_LIMIT characters.
+What counts as the answer, and what it equals, is written down in docs/rewards.md.
 """
 
 from __future__ import annotations
 
-import re
-import unicodedata
-from collections.abc import Callable
+import inspect
+from typing import Protocol
 
+from verl_ext.rewards.choice import chosen_letter
 from verl_ext.rewards.equivalence import grade_answer, grade_text
-from verl_ext.rewards.grade import Grade, last_boxed
+from verl_ext.rewards.grade import BOX, Grade, final_answer, last_boxed
+from verl_ext.rewards.numerals import numeral, numerals_equal
+from verl_ext.rewards.placeholders import is_placeholder
 from verl_ext.rewards.pool import Grader, GradingError, GradingTimeout
+from verl_ext.rewards.prechecks import ANSWER_LIMIT, is_absurd
+from verl_ext.rewards.spelling import canonical, without_thousands
 
-Rule = Callable[[str, str, Grader], Grade]
-
-ANSWER_LIMIT = 1000  # characters in a box; the longest gold answer of the six benchmarks has 210
 TEXT_LIMIT = 2000  # characters, from the end, of a text without a box
-DEPTH_LIMIT = 8  # nested brackets; gold answers of the six benchmarks have 4 at most
-DIGITS_LIMIT = 400  # consecutive digits
-
-_GIANT_NUMBER = re.compile(rf"\d{{{DIGITS_LIMIT + 1}}}")
-_BOXED_LETTER = re.compile(r"\(?([A-J])\)?(?:[\s.:),].*)?", re.DOTALL)
-_STATED_LETTER = re.compile(r"(?i:answer|option|choice)[\s*]{0,4}(?i:is\b|:)[\s:*(]{0,6}(?!I['\s]\s*[a-z])([A-J])\b")
-_MORE_LETTERS = re.compile(r"[)*.:\s]*(?:,|/|;|&|\||or\b|and\b)\s*[*(]{0,3}[A-J]\b")
+_PLAIN_LIMIT = 40  # characters of an answer that may be a plain number
 
 
-def math_rule(text: str, ground_truth: str, grader: Grader) -> Grade:
-    """Math-Verify equivalence with the gold answer, in a worker process."""
-    boxed = "\\boxed" in text
-    answer = last_boxed(text) if boxed else _tail(text)
+class Rule(Protocol):
+    """`text`: the solution, untrusted. `ground_truth`: the gold answer. `truncated`: cut off at the length limit."""
+
+    def __call__(self, text: str, ground_truth: str, grader: Grader, truncated: bool = False) -> Grade: ...
+
+
+def math_rule(text: str, ground_truth: str, grader: Grader, truncated: bool = False) -> Grade:
+    """Equivalence of the boxed answer with the gold answer; without a box of the stated one, unless the text is cut off."""
+    boxed = BOX in text
+    answer = final_answer(text) if boxed else "" if truncated else _tail(text)
     if not answer:
         return Grade(0.0)
-    if is_absurd(answer, ANSWER_LIMIT if boxed else TEXT_LIMIT):
+    if is_placeholder(ground_truth):
+        return Grade(0.0, answer, error=True)
+    if boxed and is_absurd(answer, ANSWER_LIMIT) and answer != ground_truth.strip():
         return Grade(0.0, answer, precheck=True)
+    equal = plainly_equal(answer, ground_truth) if boxed else None
+    if equal is not None:
+        return Grade(float(equal), answer)
     try:
         correct, extracted = grader.run(grade_answer if boxed else grade_text, answer, ground_truth)
     except GradingTimeout:
@@ -49,13 +53,13 @@ def math_rule(text: str, ground_truth: str, grader: Grader) -> Grade:
     return Grade(float(correct), extracted)
 
 
-def choice_rule(text: str, ground_truth: str, grader: Grader) -> Grade:
-    r"""Multiple choice: the letter in the last `\boxed{}`, else after the last "answer is". Two letters are none."""
-    letter = _chosen_letter(text)
+def choice_rule(text: str, ground_truth: str, grader: Grader, truncated: bool = False) -> Grade:
+    """Multiple choice: the letter that the response ends with; a text that is cut off has none without a box."""
+    letter = None if truncated and BOX not in text else chosen_letter(text)
     return Grade(float(letter is not None and letter == ground_truth.strip().upper()), letter or "")
 
 
-def exact_boxed_rule(text: str, ground_truth: str, grader: Grader) -> Grade:
+def exact_boxed_rule(text: str, ground_truth: str, grader: Grader, truncated: bool = False) -> Grade:
     r"""The content of the last `\boxed{}` is the gold answer, character for character."""
     answer = last_boxed(text)
     return Grade(float(answer is not None and answer == ground_truth.strip()), answer or "")
@@ -70,9 +74,14 @@ _RULES: dict[str, Rule] = {
 
 
 def register_rule(data_source: str, rule: Rule) -> None:
-    """Grade every data source whose name is or starts with `data_source` by `rule`; the longest match wins."""
-    if not data_source or not callable(rule):
-        raise ValueError("register_rule needs a non-empty data_source and a callable rule(text, ground_truth, grader)")
+    """Grade every data source whose name is or starts with `data_source` by `rule`; the longest match wins.
+
+    Raises ValueError for an empty name and for what cannot be called as a rule is.
+    """
+    if not data_source or not _is_rule(rule):
+        raise ValueError(
+            "register_rule needs a data_source and a function rule(text, ground_truth, grader, truncated=False)"
+        )
     _RULES[data_source] = rule
 
 
@@ -82,25 +91,22 @@ def find_rule(data_source: str) -> Rule:
     return _RULES[max(prefixes, key=len)] if prefixes else math_rule
 
 
-def is_absurd(text: str, limit: int) -> bool:
-    """True for what no gold answer looks like and a parser may choke on; linear in `limit`, not in the text.
-
-    Digits other than 0-9 are refused as well: superscripts and look-alikes are read wrongly or not at all.
-    """
-    if len(text) > limit or _GIANT_NUMBER.search(text):
+def plainly_equal(answer: str, gold: str) -> bool | None:
+    """Whether two answers are equal that need no parser: the same text, or two numbers. None if they need one."""
+    if answer.strip() == gold.strip():
         return True
-    return _depth(text) > DEPTH_LIMIT or any(unicodedata.category(c) in ("Nd", "No") for c in text if c > "\x7f")
+    if max(len(answer), len(gold)) > _PLAIN_LIMIT:
+        return None
+    numbers = [numeral(without_thousands(canonical(text))) for text in (gold, answer)]
+    return None if None in numbers else numerals_equal(*numbers)
 
 
-def _depth(text: str) -> int:
-    depth = deepest = 0
-    for character in text:
-        if character in "([{":
-            depth += 1
-            deepest = max(deepest, depth)
-        elif character in ")]}":
-            depth -= 1
-    return deepest
+def _is_rule(rule: object) -> bool:
+    try:
+        inspect.signature(rule).bind("text", "gold", None, truncated=False)
+    except (TypeError, ValueError):
+        return False
+    return True
 
 
 def _tail(text: str) -> str:
@@ -109,15 +115,3 @@ def _tail(text: str) -> str:
     if len(text) <= TEXT_LIMIT:
         return text
     return "".join(text[-TEXT_LIMIT:].split(maxsplit=1)[1:])
-
-
-def _chosen_letter(text: str) -> str | None:
-    if "\\boxed" in text:
-        answer = re.sub(r"\\(?:textbf|text|mathrm|mathbf)\s*|[{}$]", "", last_boxed(text) or "").strip()
-        match = _BOXED_LETTER.fullmatch(answer)
-    else:
-        answer = text[-TEXT_LIMIT:]
-        match = max(_STATED_LETTER.finditer(answer), key=re.Match.end, default=None)
-    if match is None or _MORE_LETTERS.match(answer, match.end(1)):
-        return None
-    return match.group(1)

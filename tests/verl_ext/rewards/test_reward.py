@@ -5,8 +5,8 @@ import itertools
 import pytest
 
 from verl_ext import rewards
-from verl_ext.rewards import compute_score, rules
-from verl_ext.rewards.grade import Grade, last_boxed, shorten, solution_text
+from verl_ext.rewards import Grader, compute_score, is_placeholder, rules
+from verl_ext.rewards.grade import Grade, final_answer, last_boxed, shorten, solution_text
 from verl_ext.rewards.metrics import reward_metrics
 
 KEYS = {"score", "acc", "format_ok", "extracted", "timeout", "error", "precheck"}
@@ -24,7 +24,12 @@ def boxed(answer: str) -> str:
         (r"\boxed {\{1, 2\}}", r"\{1, 2\}"),
         (r"\boxed{ [0, \infty) }", r"[0, \infty)"),
         (r"\boxed{1} then \boxed{2", None),
-        (r"\boxed 5", None),
+        (r"\boxed 5", "5"),
+        (r"so $\boxed 42$.", "42"),
+        (r"so \boxed4.", "4"),
+        (r"\boxed\frac{1}{2}", r"\frac{1}{2}"),
+        (r"\boxedness", None),
+        (r"\boxed $5", None),
         (r"ends with \boxed", None),
         ("no box", None),
         (r"\boxed{}", ""),
@@ -32,6 +37,48 @@ def boxed(answer: str) -> str:
 )
 def test_last_boxed(text, answer):
     assert last_boxed(text) == answer
+
+
+@pytest.mark.parametrize(
+    ("text", "answer"),
+    [
+        (r"\boxed{(2,2)} and \boxed{(6,2)}", "(2,2), (6,2)"),
+        (r"\boxed{1},\boxed{2},\boxed{3}", "1, 2, 3"),
+        (r"$\boxed{1}$, $\boxed{2}$ and $\boxed{3}$", "1, 2, 3"),
+        (r"\boxed{1} \quad \boxed{2}", "1, 2"),
+        (r"\boxed{1} \text{ and } \boxed{2}", "1, 2"),
+        (r"\[\boxed{1},\qquad \boxed{2}\]", "1, 2"),
+        (r"\boxed{x=1} or \boxed{x=2}", "x=1, x=2"),
+        (r"\boxed{7} is wrong; \boxed{1} and \boxed{2}", "1, 2"),
+        (r"\boxed{5}. So the answer is \boxed{5}", "5"),
+        (r"\boxed{1} then \boxed{2}", "2"),
+        (r"\boxed{5} \boxed{6}", "6"),
+        (r"\boxed{5} and then \boxed{6}", "6"),
+        (r"\boxed{5}, but \boxed{6}", "6"),
+        (r"\boxed{5} and " + " " * 60 + r"\boxed{6}", "6"),
+        (r"\boxed{5} and \boxed{6", None),
+        (r"\boxed{\boxed{5}, \boxed{6}}", "5, 6"),
+        ("no box", None),
+    ],
+)
+def test_final_answer_joins_the_boxes_of_one_answer(text, answer):
+    assert final_answer(text) == answer
+
+
+@pytest.mark.parametrize(
+    ("text", "gold", "score"),
+    [
+        (r"\boxed{(2,2)} and \boxed{(6,2)}", "(2,2),(6,2)", 1.0),
+        (r"\boxed{1},\boxed{2},\boxed{3}", "1,2,3", 1.0),
+        (r"\boxed{1} or \boxed{2}", "2", 0.0),
+        (r"\boxed{1}, \boxed{2}", "2", 0.0),
+        (r"\boxed{-2} and \boxed{-2}", "-2,-2", 1.0),
+        (r"\boxed 42", "42", 1.0),
+        (r"\boxed{x=1} and \boxed{y=2}", "(1,2)", 1.0),
+    ],
+)
+def test_several_boxes_are_graded_as_one_list(text, gold, score):
+    assert compute_score("math500", text, gold)["score"] == score
 
 
 @pytest.mark.parametrize(
@@ -147,15 +194,41 @@ def test_every_score_has_the_same_keys_and_types():
         ("**Answer:** B", "B"),
         ("Answer: **B**", "B"),
         ("the answer is A. No: the answer is B.", "B"),
+        (r"\boxed{b}", "B"),
+        (r"\boxed{Option B}", "B"),
+        (r"\boxed{\text{Option (B)}}", "B"),
+        (r"\boxed{(b)}", "B"),
+        ("The correct answer is option B.", "B"),
+        ("The correct option is (B).", "B"),
+        ("The right choice is: B", "B"),
+        ("Answer: $B$", "B"),
+        (r"Answer: $\text{B}$", "B"),
+        ("answer: b", "B"),
+        (r"Answer: \boxed{B}", "B"),
+        ("**B**", "B"),
+        ("It follows from the text.\n\n**(B)**\n", "B"),
+        (r"we get \boxed{x=5}. **Answer: B**", "B"),
+        (r"\boxed{\frac{1}{2}}, so the answer is B.", "B"),
+        (r"Answer: B, as \boxed{12}", "B"),
+        (r"\boxed{A}. Wait, the answer is B.", "B"),
+        (r"Answer: A ... \boxed{B}", "B"),
+        ("Option A is wrong.\nAnswer: B", "B"),
+        ("Final Answer: The final answer is B. I hope it is correct.", "B"),
         (r"\boxed{A, B}", ""),
         (r"\boxed{A or B}", ""),
+        (r"\boxed{A} and \boxed{B}", ""),
+        (r"the answer is B: \boxed{A or B}", ""),
         (r"\boxed{ABCD}", ""),
         (r"\boxed{Paris}", ""),
         (r"\boxed{B", ""),
+        (r"the answer is B, that is \boxed{B", ""),
         ("the answer is A or B", ""),
         ("the answer is (A), (B)", ""),
+        ("Answer: $A$ and $B$", ""),
         ("the answer is a good one", ""),
+        ("the answer is a", "A"),
         ("Answer: I think it is B", ""),
+        ("So B seems right", ""),
         ("A B C D", ""),
         ("", ""),
     ],
@@ -163,6 +236,58 @@ def test_every_score_has_the_same_keys_and_types():
 def test_choice_letters(text, letter):
     score = compute_score("mmlu_pro", text, "B")
     assert (score["extracted"], score["score"]) == (letter, float(letter == "B"))
+
+
+@pytest.mark.parametrize("gold", ["proof", "notfound", "None", "N/A", "TBD", "nan", "NaN", "?", r"\text{proof}"])
+def test_a_placeholder_gold_answer_is_never_paid(gold):
+    score = compute_score("math500", boxed(gold), gold)
+    assert (score["score"], score["error"]) == (0.0, 1.0)
+
+
+@pytest.mark.parametrize(
+    ("gold", "missing"),
+    [
+        *[
+            (gold, True)
+            for gold in ("proof", "Proof.", "not found", "none", "n/a", "NA", "tbd", "todo", "null", "", " ", "?", "-")
+        ],
+        *[
+            (gold, True)
+            for gold in (None, float("nan"), "NaN", r"\text{None}", "**proof**", "see solution", "unknown", "...")
+        ],
+        *[
+            (gold, False)
+            for gold in ("0", "Na", "no", "n", "proofreading", "no solution", "undefined", "DNE", r"\infty", "∅")
+        ],
+        *[(gold, False) for gold in (r"\emptyset", "None of the above", 0, 5.0, "x", "-1", r"\pi", "是")],
+    ],
+)
+def test_placeholders(gold, missing):
+    assert is_placeholder(gold) is missing
+
+
+def test_the_gold_answer_itself_is_right_without_a_parser(monkeypatch):
+    monkeypatch.setattr(Grader, "run", lambda *args: pytest.fail("a worker was asked"))
+    for gold in (r"\frac{x^2+1}{\sqrt{y}}", "np.arcsin(10/13)", "(" * 9 + "x" + ")" * 9, "3,5,5", r"\text{Evelyn}"):
+        assert compute_score("math500", boxed(f" {gold} "), gold)["score"] == 1.0
+
+
+def test_plain_numbers_are_compared_without_a_worker(monkeypatch):
+    monkeypatch.setattr(Grader, "run", lambda *args: pytest.fail("a worker was asked"))
+    assert compute_score("gsm8k", boxed("1,234"), "1234")["score"] == 1.0
+    assert compute_score("gsm8k", boxed(r"\frac{1}{2}"), "0.5")["score"] == 1.0
+    assert compute_score("gsm8k", boxed("1235"), "1234")["score"] == 0.0
+
+
+def test_a_truncated_response_counts_only_with_its_box():
+    text = "First 7, then 12 and 42"
+    assert compute_score("gsm8k", text, "42")["score"] == 1.0
+    assert compute_score("gsm8k", text, "42", {"truncated": False})["score"] == 1.0
+    cut = compute_score("gsm8k", text, "42", {"truncated": True})
+    assert (cut["score"], cut["extracted"], cut["error"]) == (0.0, "", 0.0)
+    assert compute_score("gsm8k", boxed("42") + " and then", "42", {"truncated": True})["score"] == 1.0
+    assert compute_score("mmlu_pro", "the answer is B", "B", {"truncated": True})["score"] == 0.0
+    assert compute_score("mmlu_pro", r"\boxed{B} the", "B", {"truncated": True})["score"] == 1.0
 
 
 def test_exact_boxed():
@@ -173,20 +298,28 @@ def test_exact_boxed():
 
 def test_a_registered_rule_is_used_for_its_prefix(monkeypatch):
     monkeypatch.setattr(rules, "_RULES", dict(rules._RULES))
-    rules.register_rule("my_data", lambda text, gold, grader: Grade(0.25, "short"))
-    rules.register_rule("my_data_long", lambda text, gold, grader: Grade(0.75, "long"))
+    rules.register_rule("my_data", lambda text, gold, grader, truncated: Grade(0.25, "short"))
+    rules.register_rule("my_data_long", lambda text, gold, grader, truncated: Grade(0.75, "long"))
     assert compute_score("my_data/a", "x", "y")["score"] == 0.25
     assert compute_score("my_data_long_b", "x", "y")["extracted"] == "long"
     assert rules.find_rule("unknown") is rules.math_rule
-    with pytest.raises(ValueError, match="register_rule"):
-        rules.register_rule("", rules.math_rule)
+    for source, rule in (("", rules.math_rule), ("x", None), ("x", lambda text, gold: 1.0)):
+        with pytest.raises(ValueError, match="register_rule"):
+            rules.register_rule(source, rule)
+
+
+def test_a_rule_is_told_about_truncation(monkeypatch):
+    monkeypatch.setattr(rules, "_RULES", dict(rules._RULES))
+    rules.register_rule("my_data", lambda text, gold, grader, truncated=False: Grade(0.5 if truncated else 1.0))
+    assert compute_score("my_data", "x", "y", {"truncated": True})["score"] == 0.5
+    assert compute_score("my_data", "x", "y", {})["score"] == 1.0
 
 
 def test_rules_module_is_imported_where_the_grading_happens(tmp_path, monkeypatch):
     monkeypatch.setattr(rules, "_RULES", dict(rules._RULES))
     (tmp_path / "my_rules_for_test.py").write_text(
         "from verl_ext.rewards import Grade, register_rule\n"
-        "register_rule('from_module', lambda text, gold, grader: Grade(0.5))\n"
+        "register_rule('from_module', lambda text, gold, grader, truncated: Grade(0.5))\n"
     )
     monkeypatch.syspath_prepend(tmp_path)
     assert compute_score("from_module", "x", "y", rules_module="my_rules_for_test")["score"] == 0.5
@@ -206,7 +339,7 @@ def test_a_misspelt_option_is_refused():
 
 
 def test_an_unparseable_gold_answer_is_an_error_and_never_correct():
-    for gold in ("", "  ", "$$"):
+    for gold in ("", "  ", "$$", r"\text{}"):
         score = compute_score("math500", boxed("42"), gold)
         assert (score["score"], score["error"]) == (0.0, 1.0)
 

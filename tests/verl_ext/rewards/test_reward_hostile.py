@@ -1,11 +1,11 @@
-"""What a policy may write, by accident or to game the reward: no stall, no crash, no wrong 'correct'."""
+"""Untrusted model output, by accident or to game the reward: no stall, no crash, no wrong 'correct'."""
 
 import os
 import time
 
 import pytest
 
-from verl_ext.rewards import compute_score
+from verl_ext.rewards import compute_score, pool
 
 DEADLINE_S = 1.0
 OPTIONS = {"deadline_s": DEADLINE_S, "workers": 1}
@@ -29,9 +29,7 @@ STALLING = {
     "sum": boxed(r"\sum_{i=1}^{10^9} i^i"),
     "product": boxed(r"\prod_{i=1}^{10^8} i"),
     "integral": boxed(r"\int_0^1 e^{x^{x^x}} dx"),
-    "giant exponent": boxed("1e1000000000"),
     "power chain": boxed("x^" * 300 + "x"),
-    "plain tower": "the answer is 9**9**9**9**9",
 }
 ABSURD = {
     "100k parentheses": boxed(nested("(", ")", 50_000)),
@@ -41,13 +39,16 @@ ABSURD = {
     "giant integer below the size limit": boxed("9" * 500),
     "giant decimal": boxed("0." + "3" * 100_000),
     "long list": boxed(",".join(str(i) for i in range(1000))),
-    "fullwidth digit": boxed("５"),
-    "Bengali digit": boxed("৫"),
-    "superscript": boxed("5²"),
     "circled digit": boxed("⑤"),
-    "vulgar fraction": boxed("5½"),
+    "dingbat digit": boxed("❺"),
+    "Roman numeral fraction": boxed("𐧾"),
 }
 WRONG = {
+    "giant exponent": boxed("1e1000000000"),
+    "plain tower": "the answer is 5**9**9**9**9",
+    "superscript": boxed("5²"),
+    "vulgar fraction": boxed("5½"),
+    "full-width digits": boxed("５５"),
     # About a second in the parser, however long the chain is: on a fast machine it ends just before the deadline.
     "subscript chain": boxed("x_" * 300 + "x"),
     "empty": "",
@@ -106,11 +107,11 @@ def nothing_was_executed():
 
 
 def grade_in_time(text: str, gold: str = "5") -> dict:
-    """Grades `text`, then a right and a wrong sample after it."""
+    """Grades `text`, then a right and a wrong sample after it. The limit by the clock is for the busiest machine."""
     compute_score("math500", boxed("1"), "1", **OPTIONS)  # not counted: the pool's first start
     start = time.monotonic()
     score = compute_score("math500", text, gold, **OPTIONS)
-    assert time.monotonic() - start < DEADLINE_S + 1
+    assert time.monotonic() - start < pool.WALL_FACTOR * DEADLINE_S + 1
     for answer, expected in (("5", 1.0), ("6", 0.0)):
         after = [compute_score("math500", boxed(answer), "5", **OPTIONS) for _ in range(3)]
         assert max(a["score"] for a in after) == expected, after
