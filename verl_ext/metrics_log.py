@@ -66,8 +66,21 @@ class JsonlLogger:
         self._last = record
 
     def rewind(self, step: int) -> None:
-        """Drop the lines of steps after `step`, by an atomic rewrite: they belong to a run that was interrupted."""
-        self._rewrite([record for record in self._records() if record["step"] <= step])
+        """Drop the lines of steps after `step`, by an atomic rewrite: they belong to a run that was interrupted.
+
+        Where there are some, the file as it was stays beside it, as `metrics.before-000.jsonl`, -001, ...
+        """
+        records = self._records()
+        kept = [record for record in records if record["step"] <= step]
+        if len(kept) < len(records):
+            logger.warning(
+                "%s: %d lines after step %d leave it; they stay in %s",
+                self.path,
+                len(records) - len(kept),
+                step,
+                self._keep_copy(),
+            )
+        self._rewrite(kept)
         self._last = self._last_record()
 
     def finish(self) -> None:
@@ -99,6 +112,12 @@ class JsonlLogger:
     def _last_record(self) -> dict[str, Any] | None:
         records = self._records()
         return records[-1] if records else None
+
+    def _keep_copy(self) -> Path:
+        taken = len(list(self.path.parent.glob(f"{self.path.stem}.before-*{self.path.suffix}")))
+        copy = self.path.with_name(f"{self.path.stem}.before-{taken:03d}{self.path.suffix}")
+        write_atomically(copy, self.path.read_bytes())
+        return copy
 
     def _rewrite(self, records: list[dict[str, Any]]) -> None:
         self._file.close()

@@ -17,6 +17,7 @@ logger = logging.getLogger(__name__)
 
 REPORT_INTERVAL_S = 60.0
 WAITED_SHARE = 0.02
+LOOK_S = 2.0  # between two looks for a problem
 
 
 def install(
@@ -24,6 +25,7 @@ def install(
     stall_timeout_s: float | None,
     min_interval_s: float = 0.05,
     max_interval_s: float = 2.0,
+    problem: Callable[[], str | None] = lambda: None,
 ) -> AdaptivePoll:
     """Let `replay_buffer` (verl's V1 `ReplayBuffer`) wait through an `AdaptivePoll`, which is returned.
 
@@ -34,7 +36,7 @@ def install(
         raise TypeError(
             f"{type(replay_buffer).__name__} has no _wait_for_next_poll: expected verl 0.9.1's ReplayBuffer."
         )
-    poll = AdaptivePoll(replay_buffer, stall_timeout_s, min_interval_s, max_interval_s)
+    poll = AdaptivePoll(replay_buffer, stall_timeout_s, min_interval_s, max_interval_s, problem)
     replay_buffer._wait_for_next_poll = poll
     return poll
 
@@ -49,6 +51,7 @@ class AdaptivePoll:
         replay_buffer: the buffer whose key sets and rows are watched.
         stall_timeout_s: seconds without a change among them after which the wait ends; None or 0 waits for ever.
         min_interval_s, max_interval_s: bounds of one sleep, in seconds.
+        problem: looked at every 2 s; a sentence (not None) ends the wait at once.
         clock, sleep: `time.monotonic` and `time.sleep`, for tests.
 
     Raises:
@@ -61,6 +64,7 @@ class AdaptivePoll:
         stall_timeout_s: float | None,
         min_interval_s: float = 0.05,
         max_interval_s: float = 2.0,
+        problem: Callable[[], str | None] = lambda: None,
         clock: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], None] = time.sleep,
     ):
@@ -68,6 +72,7 @@ class AdaptivePoll:
             raise ValueError(f"polling needs 0 < min <= max interval, not {min_interval_s} and {max_interval_s} s.")
         self._buffer = replay_buffer
         self._stall_timeout_s = stall_timeout_s or None
+        self._problem, self._looked = problem, 0.0
         self._bounds = (min_interval_s, max_interval_s)
         self._clock = clock
         self._sleep = sleep
@@ -79,9 +84,10 @@ class AdaptivePoll:
         """Sleep once. Returns the time of the last report (`time.time`), for the next call.
 
         Raises:
-            StalledError: nothing in the partition changed for `stall_timeout_s`; names the counts.
+            StalledError: nothing in the partition changed for `stall_timeout_s`, with the counts; or there is a problem.
         """
         now = self._clock()
+        self._look(now)
         if last_report != self._last_report:
             self._started = self._moved = now
             self._seen = ()
@@ -98,6 +104,14 @@ class AdaptivePoll:
         self._sleep(min(max(WAITED_SHARE * (now - self._started), low), high))
         self._last_report = self._report(partition_id, counts, last_report)
         return self._last_report
+
+    def _look(self, now: float) -> None:
+        if now - self._looked < LOOK_S:
+            return
+        self._looked = now
+        found = self._problem()
+        if found:
+            raise StalledError(f"rollout: {found}")
 
     def _counts(self, partition_id: str) -> dict[str, int]:
         buffer = self._buffer

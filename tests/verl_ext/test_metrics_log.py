@@ -85,9 +85,30 @@ def test_rewind_drops_later_steps_only(path):
     log.rewind(3)
     assert [row["step"] for row in read(path)] == [1, 2, 3]
     assert path.stat().st_ino != before  # by rename
-    assert [file.name for file in path.parent.iterdir()] == ["metrics.jsonl"]
     log.log({"a": 40}, step=4)
     assert read(path)[-1] == {"step": 4, "a": 40}
+
+
+def test_what_rewind_drops_stays_in_a_copy(path, caplog):
+    log = JsonlLogger(path)
+    copies = []
+    for round_ in range(3):
+        for step in range(2, 6):
+            log.log({"a": step, "round": round_}, step=step)
+        copies.append(path.read_text())
+        log.rewind(-1 if round_ == 1 else 1)
+    assert [path.with_name(f"metrics.before-00{i}.jsonl").read_text() for i in range(3)] == copies
+    assert read(path) == []
+    assert "4 lines" in caplog.text
+    assert "metrics.before-000.jsonl" in caplog.text
+
+
+def test_rewind_that_drops_nothing_leaves_no_copy(path):
+    log = JsonlLogger(path)
+    log.log({"a": 1}, step=1)
+    log.rewind(1)
+    log.rewind(7)
+    assert [file.name for file in path.parent.iterdir()] == ["metrics.jsonl"]
 
 
 def test_rewind_of_a_new_file_and_to_before_the_first_step(path):

@@ -1,5 +1,6 @@
 """Adaptive polling of verl's replay buffer, against a buffer that has its attributes and its waiting loop."""
 
+import itertools
 from collections import defaultdict
 
 import pytest
@@ -129,3 +130,17 @@ def test_another_class_is_refused():
 def test_impossible_intervals_are_refused(bounds):
     with pytest.raises(ValueError, match="0 < min <= max"):
         AdaptivePoll(Buffer(), None, *bounds)
+
+
+def test_a_problem_ends_the_wait_with_its_name():
+    time, looks = Time(), []
+
+    def problem():
+        looks.append(time.now)
+        return "the engine is dead" if time.now > 105 else None
+
+    poll = AdaptivePoll(Buffer(), 1800.0, 0.5, 0.5, problem, clock=time.clock, sleep=time.sleep)
+    with pytest.raises(StalledError, match="rollout: the engine is dead"):
+        wait(poll, time, 60)
+    assert time.now < 108
+    assert all(later - earlier >= 2 for earlier, later in itertools.pairwise(looks))

@@ -42,6 +42,20 @@ def test_a_stalled_section_raises_with_its_name_the_limit_and_the_line(caplog):
     assert "test_watchdog.py" in caplog.text
 
 
+@pytest.mark.parametrize("limit", [600, None])
+def test_a_problem_ends_a_section_long_before_its_time(limit):
+    start = time.monotonic()
+    with pytest.raises(StalledError, match=r"weight sync: the engine is dead$"):
+        with Watchdog(limit).guard("weight sync", lambda: "the engine is dead"):
+            time.sleep(30)
+    assert time.monotonic() - start < 10
+
+
+def test_no_problem_changes_nothing():
+    with Watchdog(None).guard("weight sync", lambda: None):
+        assert names() == ["watchdog: weight sync"]
+
+
 @pytest.mark.parametrize("wait", [lambda: asyncio.run(asyncio.sleep(30)), lambda: threading.Event().wait(30)])
 def test_event_loops_and_locks_are_interrupted(wait):
     with pytest.raises(StalledError), Watchdog(0.2).guard("weight sync"):
