@@ -180,7 +180,7 @@ CHANGES = {
 
 
 def test_every_key_is_tested():
-    assert set(CHANGES) == set(FINGERPRINT)
+    assert set(CHANGES) == set(FINGERPRINT) - {"data", "loss", "reward"}  # those are compared in checks/experiment.py
     assert set(RUN_KEYS) <= set(FINGERPRINT)
 
 
