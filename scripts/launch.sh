@@ -1,6 +1,7 @@
 # shellcheck shell=bash
 # Arguments:
 #   --help       this text          --dry-run    print the overrides, one per line, and stop
+#   -v           with everything that verl, vLLM and their libraries say (as VERBOSE=1)
 #   key=value    hydra overrides, after everything else: data.train_batch_size=64 exgrpo.rho=0.3
 # Environment, before the command (relative paths start at the root of the repository, wherever you are):
 #   RUN          run folder (outputs/<script>). Re-run the same command to resume from its newest checkpoint.
@@ -10,6 +11,7 @@
 #   LOGGER       console (default), wandb, tensorboard or both; metrics.jsonl is always written
 #   PYTHON       interpreter (.venv/bin/python, else python)
 #   TINY=1       two steps of the same experiment with the toy model on CPU: a minute or two, 6 GB
+# SIGTERM, Ctrl-C and SIGUSR1 let a run finish its step, save, and exit with code 75; a second one ends it at once.
 # Before a run: `exgrpo check SCRIPT` (does it fit?) and `exgrpo config SCRIPT` (how does it differ from the paper?).
 
 # Common launcher: scripts that start a run source it and call `launch PRESET-OR-OVERRIDE... -- "$@"`.
@@ -60,6 +62,7 @@ launch() {
     case $argument in
       -h | --help) _help && exit 0 ;;
       --dry-run) dry=1 ;;
+      -v | --verbose) export VERBOSE=1 ;;
       -*) echo "$0: unknown option $argument (--help)" >&2 && exit 2 ;;
       [A-Z]*=*) echo "$0: ${argument%%=*} goes before the command: $argument bash $0" >&2 && exit 2 ;;
       *) given+=("$argument") ;;

@@ -1,56 +1,111 @@
-"""Entry point: `python -m recipe.exgrpo.main [key=value ...]`, hydra configuration in `recipe/exgrpo/config`."""
+"""Entry point: `python -m recipe.exgrpo.main [key=value ...]`, configuration in `recipe/exgrpo/config`.
+
+Exit codes: 0 done; 2 refused, with one sentence, before anything was started or touched; 75 stopped in order by SIGTERM, SIGINT
+or SIGUSR1, the same command resumes; 128 and the signal ended at once by a second one; 1 any other error.
+"""
 
 import logging
 import sys
+from collections.abc import Sequence
+from pathlib import Path
 
-from recipe.exgrpo.presets.compose import require_configuration
-from verl_ext.platform import fork_server, prepare_environment
+from omegaconf import DictConfig, OmegaConf
 
-if __name__ == "__main__":
-    # A typo is refused in a second, not after twenty of imports.
-    require_configuration(sys.argv[1:])
-# Before verl is imported: verl picks its platform while it is being imported, in this process and in every worker.
-ON_CPU = prepare_environment()
-# Before Ray is: the fork server of its workers must not have it.
-WORKER_COMMAND = fork_server.start() if ON_CPU and __name__ == "__main__" else ""
-
-import hydra  # noqa: E402
-import ray  # noqa: E402
-from omegaconf import DictConfig, OmegaConf  # noqa: E402
-from verl.trainer.main_ppo import TaskRunnerV1, run_ppo  # noqa: E402
-
-from recipe.exgrpo.checks.preflight import PreflightError, check  # noqa: E402
-from recipe.exgrpo.checks.verl import validate  # noqa: E402
-from recipe.exgrpo.runs.record import record_start  # noqa: E402
+from recipe.exgrpo.checks.findings import ERROR, PreflightError
+from recipe.exgrpo.checks.preflight import check
+from recipe.exgrpo.checks.resume import resume_findings
+from recipe.exgrpo.checks.run import Run, settings_of
+from recipe.exgrpo.presets.compose import CompositionError, compose
+from recipe.exgrpo.runs import lock, stopping, summary
+from recipe.exgrpo.runs.record import record_start
+from verl_ext.platform import fork_server, prepare_environment, shared_memory
+from verl_ext.quiet import quiet
 
 logger = logging.getLogger(__name__)
-WORKER_KEY = "ray_kwargs.ray_init.runtime_env.py_executable"
+
+REFUSED = 2
+RUNTIME = "ray_kwargs.ray_init.runtime_env"
+FORMAT = "%(levelname)s:%(asctime)s:%(message)s"
 
 
-# The class behind verl's actor: a class decorated with ray.remote cannot be inherited from.
-class ExGRPOTaskRunner(TaskRunnerV1.__ray_actor_class__):
-    """verl's task runner, after registering our trainer and advantage estimator in its process."""
-
-    def run(self, config: DictConfig) -> None:
-        import recipe.exgrpo.trainer.trainer  # noqa: F401  (registers)
-
-        super().run(config)
-
-
-@hydra.main(config_path="config", config_name="exgrpo_trainer", version_base=None)
-def main(config: DictConfig) -> None:
-    """Check the configuration, then train. Exit code 2 and one sentence on a bad configuration."""
+def main(arguments: Sequence[str]) -> int:
+    """Check, lock, train. Returns the exit code."""
     try:
+        config = compose(arguments)
+    except CompositionError as problem:
+        return _refuse(str(problem))
+    # Before verl is imported: verl picks its platform while it is being imported, in this process and in every worker. Before
+    # Ray is: the fork server of its workers must not have it, and it imports for them what takes long while we check.
+    levels, on_cpu = quiet(), prepare_environment()
+    runtime = {"env_vars": levels} | ({"py_executable": fork_server.start()} if on_cpu else {})
+    logging.basicConfig(level=logging.INFO, format=FORMAT, datefmt="%H:%M:%S")
+    try:
+        folder = Path(config.trainer.default_local_dir)
         check(config)
-        validate(config)
-    except PreflightError as error:
-        logger.error("%s", error)
-        sys.exit(2)
+        with lock.hold(folder):
+            return _run(config, folder, runtime)
+    except (PreflightError, lock.LockedError) as problem:
+        return _refuse(str(problem))
+    except OSError as problem:
+        if problem.filename is None or not Path(problem.filename).is_relative_to(config.trainer.default_local_dir):
+            raise
+        return _refuse(
+            f"trainer.default_local_dir: {problem.filename} cannot be written ({problem.strerror}); set RUN to another."
+        )
+
+
+def _refuse(sentence: str) -> int:
+    sys.stderr.write(f"{sentence}\n")
+    return REFUSED
+
+
+def _run(config: DictConfig, folder: Path, runtime: dict) -> int:
+    """A run whose folder is locked. Between check and lock another run may have been there."""
+    for finding in resume_findings(Run.of(config)):
+        if finding.severity == ERROR:
+            raise PreflightError(finding.text)
+    signals = stopping.Signals(folder, settings_of(config).runtime.stop_grace_s)
+    signals.close()  # what a run that died was asked is over
+    signals.install()
+    try:
+        return _train(config, folder, runtime, signals)
+    finally:
+        signals.close()
+
+
+def _train(config: DictConfig, folder: Path, runtime: dict, signals: stopping.Signals) -> int:
+    from recipe.exgrpo.checks.verl import validate
+    from recipe.exgrpo.trainer.task_runner import train
+
+    validate(config)
     logger.info("record of this start: %s", record_start(config))
-    if WORKER_COMMAND and OmegaConf.select(config, WORKER_KEY) is None:
-        OmegaConf.update(config, WORKER_KEY, WORKER_COMMAND, force_add=True)
-    run_ppo(config, task_runner_class=ray.remote(ExGRPOTaskRunner))
+    OmegaConf.update(config, RUNTIME, OmegaConf.merge(runtime, _set(config, RUNTIME)), force_add=True)
+    with shared_memory.tidied():
+        try:
+            train(config, on_start=signals.install)
+            words = summary.done(folder, config.trainer.total_training_steps, asked=signals.first is not None)
+            code = stopping.STOPPED if words.startswith(summary.EARLY) else 0
+        except KeyboardInterrupt:
+            words, code = summary.failed(folder, "a second signal, or the end of the grace"), signals.code
+        except Exception as error:
+            logger.exception("the run failed")
+            words, code = summary.failed(folder, summary.cause_of(error)), 1
+        _end_ray()
+    sys.stderr.write(f"{words}\n")  # last: Ray's processes, whose words we print, are gone
+    return code
+
+
+def _set(config: DictConfig, key: str) -> dict:
+    """What somebody has set there, and is not to be replaced."""
+    node = OmegaConf.to_container(OmegaConf.select(config, key), resolve=True)
+    return {name: value for name, value in node.items() if value is not None}
+
+
+def _end_ray() -> None:
+    import ray
+
+    ray.shutdown()
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main(sys.argv[1:]))

@@ -7,7 +7,6 @@ import itertools
 import os
 import re
 import subprocess
-import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -118,14 +117,3 @@ def names_script(arguments: Sequence[str]) -> bool:
 def resolve_target(arguments: Sequence[str]) -> list[str]:
     """Overrides of a command line: a script followed by overrides, or overrides alone."""
     return script_overrides(Path(arguments[0]), arguments[1:]) if names_script(arguments) else list(arguments)
-
-
-def require_configuration(arguments: Sequence[str]) -> None:
-    """End the process with code 2 and one sentence if a run's `arguments` make no configuration. Hydra's own flags pass."""
-    if any(argument.startswith("-") for argument in arguments):
-        return
-    try:
-        compose(arguments)
-    except CompositionError as problem:
-        sys.stderr.write(f"{problem}\n")
-        sys.exit(2)

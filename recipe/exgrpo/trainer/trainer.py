@@ -34,6 +34,8 @@ from recipe.exgrpo.core.config import ExGRPOConfig
 from recipe.exgrpo.core.policies import make_policy
 from recipe.exgrpo.core.policies.policy import Slot, Tools
 from recipe.exgrpo.core.selection import Scores
+from recipe.exgrpo.runs import stopping
+from recipe.exgrpo.trainer import lifecycle
 from recipe.exgrpo.trainer.cursor import Cursor
 from recipe.exgrpo.trainer.objective import ESTIMATOR, exgrpo_loss, replay_metrics
 from recipe.exgrpo.trainer.prompts import current_answers
@@ -66,6 +68,7 @@ class ExGRPOTrainer(PPOTrainerSync):
         self.watchdog = Watchdog(self.settings.runtime.stall_timeout_s)
         self.metrics_log = JsonlLogger(Path(config.trainer.default_local_dir) / "metrics.jsonl")
         self.current = Step()
+        self.training = False
         with open_dict(config):
             # verl derives its asynchronous code paths from any name other than this one.
             config.trainer.v1.trainer_mode = "sync"
@@ -90,7 +93,7 @@ class ExGRPOTrainer(PPOTrainerSync):
     def _build_replay_buffer(self) -> ReplayBuffer:
         buffer = super()._build_replay_buffer()
         runtime = self.settings.runtime
-        polling.install(buffer, runtime.stall_timeout_s, runtime.poll_min_s, runtime.poll_max_s)
+        polling.install(buffer, runtime.stall_timeout_s, runtime.poll_min_s, runtime.poll_max_s, self.dead_engine)
         return buffer
 
     def _init_tokenizer(self) -> None:
@@ -111,16 +114,18 @@ class ExGRPOTrainer(PPOTrainerSync):
                 self.role_worker_mapping[role] = ray.remote(ExGRPOWorker)
 
     def on_init_end(self) -> None:
+        self._stop_before_training()
         self.actor_rollout_wg.set_grad_guard(self.settings.runtime.max_grad_norm)
         if self.policy.loss is not None:
             actor = omega_conf_to_dataclass(self.config.actor_rollout_ref.actor)
             self.actor_rollout_wg.set_loss_fn(partial(exgrpo_loss, actor, self.policy.loss))
-        with self.watchdog.guard("weight sync"):
+        with self.watchdog.guard("weight sync", self.dead_engine):
             super().on_init_end()
 
     def on_step_end(self) -> None:
-        with self.watchdog.guard("weight sync"):
+        with self.watchdog.guard("weight sync", self.dead_engine):
             super().on_step_end()
+        self._end_if_asked()
 
     # ---- plan and fetch --------------------------------------------------------------------------------------------
 
@@ -270,16 +275,74 @@ class ExGRPOTrainer(PPOTrainerSync):
 
     def _save_checkpoint(self) -> None:
         # Before verl's tracker file is written: a checkpoint that verl calls complete always has its experience.
-        self.experience.save(self.global_steps, self.policy)
-        super()._save_checkpoint()
+        def save() -> None:
+            self.experience.save(self.global_steps, self.policy)
+            lifecycle.write_data_state(self._run_folder / f"global_step_{self.global_steps}", self.data_state)
+            super(ExGRPOTrainer, self)._save_checkpoint()
+
+        keep = self.config.trainer.max_actor_ckpt_to_keep
+        lifecycle.save_checkpoint(self._run_folder, self.global_steps, keep, save)
         self.experience.prune()
+        self.saved_step = self.global_steps
 
     def _load_checkpoint(self) -> None:
+        self._stop_before_training()
         super()._load_checkpoint()
+        self.saved_step = self.global_steps
         # What an interrupted run logged after its last checkpoint never happened; a run from scratch starts a new log.
         self.metrics_log.rewind(self.global_steps or -1)
         current = current_answers(self.config, self.tokenizer, self.model_type, self.train_dataset, self.question_rows)
+        self.data_state = lifecycle.data_state(self.config, len(self.train_dataset))
         if self.policy.store is not None:
             self.policy.store.origin = current.origin
         if self.global_steps > 0:
+            if not lifecycle.same_data(self._resumed_folder, self.data_state):
+                self.train_dataloader.next_iter_state = None  # verl has put the old position there
             self.experience.load(self.global_steps, self.policy, self.question_rows, current)
+
+    @property
+    def _run_folder(self) -> Path:
+        return Path(self.config.trainer.default_local_dir)
+
+    @property
+    def _resumed_folder(self) -> Path:
+        if self.config.trainer.resume_mode == "resume_path":
+            return Path(self.config.trainer.resume_from_path)
+        return self._run_folder / f"global_step_{self.global_steps}"
+
+    # ---- an end before the last step -------------------------------------------------------------------------------
+
+    def _stop_before_training(self) -> None:
+        if stopping.requested(self._run_folder):
+            raise stopping.Stopped("stopped before the first step, as asked")
+
+    def _end_if_asked(self) -> bool:
+        """Let verl's loop end with this step; `on_train_end` then saves."""
+        asked = stopping.requested(self._run_folder)
+        if asked:
+            self.total_training_steps = min(self.total_training_steps, self.global_steps)
+        return asked
+
+    def _validate(self) -> dict[str, float]:
+        if not self.training:
+            self._stop_before_training()
+        elif self._end_if_asked():
+            return {}  # there may be no time for it; a resumed run validates before it goes on
+        metrics = super()._validate()
+        self._end_if_asked()
+        return metrics
+
+    def on_train_begin(self) -> None:
+        self.training = True
+        super().on_train_begin()
+
+    def on_train_end(self) -> None:
+        super().on_train_end()
+        self.global_steps -= 1  # verl's loop has counted on
+        if self.config.trainer.save_freq > 0 and self.saved_step != self.global_steps:
+            self._save_checkpoint()
+
+    def dead_engine(self) -> str | None:
+        """A sentence about a vLLM engine that is dead; None while all live."""
+        manager = getattr(self, "llm_server_manager", None)
+        return lifecycle.dead_engine([replica.server_address for replica in manager.get_replicas()] if manager else [])
