@@ -167,6 +167,16 @@ def test_positions_belong_to_their_groups():
     ]
 
 
+def test_a_question_twice_in_a_step_may_retire_by_its_second_group():
+    """As with a dataset smaller than the batch."""
+    policy = exgrpo()
+    assert finish(policy, [group(3), group(K), group(2)]).members == []
+    assert policy.store.retired == ["q"]
+    again = exgrpo()
+    assert finish(again, [group(3), group(2)]).members == [(0, 0), (0, 1), (0, 2), (1, 0), (1, 1)]
+    assert again.store.latest_count("q") == 2
+
+
 # ---- continuous rewards
 
 WIDE = [0.0, 1.0] * 4

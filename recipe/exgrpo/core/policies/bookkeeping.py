@@ -39,7 +39,9 @@ class Bookkeeping:
         whole = [i for i, group in enumerate(groups) if group.size == self.store.group_size]
         report.partial_groups += len(groups) - len(whole)
         counts = self._counts([groups[i] for i in whole])
-        return [i for i, count in zip(whole, counts, strict=True) if self._settle(groups[i].question, count, report)]
+        kept = [i for i, count in zip(whole, counts, strict=True) if self._settle(groups[i].question, count, report)]
+        # A dataset smaller than the batch has a question twice in a step, solved in part and then by all.
+        return [i for i in kept if not self.store.is_retired(groups[i].question)]
 
     def _counts(self, groups: Sequence[Group]) -> list[int]:
         """The bucket of each whole group, 0..K, by `bookkeeping.outcome`."""
