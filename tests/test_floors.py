@@ -175,7 +175,7 @@ def test_the_arrows_that_are_known_to_be_there_are_seen(here):
     """Of every kind: at the top of a file, in a function, in yaml, and as a module to be run."""
     assert {
         Arrow("recipe/exgrpo/checks/memory.py", "recipe.exgrpo.core.policies"),
-        Arrow("recipe/exgrpo/main.py", "recipe.exgrpo.trainer.trainer"),
+        Arrow("recipe/exgrpo/main.py", "recipe.exgrpo.trainer.task_runner"),
         Arrow("recipe/exgrpo/config/exgrpo_trainer.yaml", "verl_ext.rewards"),
         Arrow("verl_ext/agent_loops.yaml", "verl_ext.agent_loop.SeededSingleTurnAgentLoop"),
         Arrow("verl_ext/evaluation/shards.py", "verl_ext.evaluation.worker"),
