@@ -272,6 +272,15 @@ def test_review_of_nothing_and_of_everything():
     assert not any(slot.planned for slot in policy.plan(8, fresh()))
 
 
+def test_the_share_is_of_the_questions_that_are_not_on_their_way_already():
+    policy = exgrpo({"review_interval": 1, "review_share": 0.5})
+    for question in "abcdef":
+        policy.store.retire(question)
+    found = policy.bookkeeping.review(1, policy.rng, {"a", "c", "e", "f"})
+    assert len(found) == 1
+    assert set(found) < set("bd")
+
+
 def test_a_reviewed_question_is_graded_anew_when_it_is_in_the_batch_again():
     policy = exgrpo(EVERYTHING)
     policy.store.retire("q")
