@@ -28,7 +28,7 @@ BELOW = {
     "report": {"core", "runs", "presets", "verl_ext"},
     "lab": {"core", "presets", "report", "verl_ext"},
     "checks": {"core", "presets", "checkpoint", "runs", "verl_ext"},
-    "trainer": {"core", "checkpoint", "verl_ext"},
+    "trainer": {"core", "checkpoint", "runs", "verl_ext"},
 }
 TOP = {"cli", "main"}
 CORE_MAY_IMPORT = {"numpy", "torch"}  # besides the standard library and itself
