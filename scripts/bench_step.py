@@ -31,20 +31,20 @@ def train(arguments: list[str], same_questions: bool) -> None:
     prepare_environment()
     worker_command = fork_server.start()
     import ray
-    from hydra import compose, initialize_config_dir
     from omegaconf import OmegaConf
     from verl.trainer.main_ppo import run_ppo
 
-    from recipe.exgrpo.main import WORKER_KEY, ExGRPOTaskRunner
+    from recipe.exgrpo.main import RUNTIME
+    from recipe.exgrpo.presets.compose import compose
+    from recipe.exgrpo.trainer.task_runner import ExGRPOTaskRunner
 
     class AlternatingRunner(ExGRPOTaskRunner):
         def run(self, config) -> None:
             register_alternating_trainer(same_questions)
             super().run(config)
 
-    with initialize_config_dir(str(ROOT / "recipe/exgrpo/config"), version_base=None):
-        config = compose("exgrpo_trainer", overrides=arguments)
-    OmegaConf.update(config, WORKER_KEY, worker_command, force_add=True)
+    config = compose(arguments)
+    OmegaConf.update(config, f"{RUNTIME}.py_executable", worker_command, force_add=True)
     run_ppo(config, task_runner_class=ray.remote(AlternatingRunner))
 
 

@@ -21,6 +21,8 @@ QUICK = (
     "trainer.test_freq=-1",
     "trainer.val_before_train=false",
 )
+# A review of the retired after every third step.
+REVIEW = ("exgrpo.bookkeeping.review_interval=3", "exgrpo.bookkeeping.review_share=0.5")
 
 
 @dataclass(frozen=True)
@@ -31,6 +33,7 @@ class Run:
     code: int
     output: str
     script: str
+    overrides: tuple[str, ...] = ()
 
     @property
     def metrics(self) -> dict[int, dict]:
@@ -53,7 +56,7 @@ def run_toy(folder: Path, steps: int, *overrides: str, script: str = "", limit_s
     process = subprocess.run(
         command, cwd=ROOT, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=limit_s
     )
-    return Run(folder, process.returncode, process.stdout, script)
+    return Run(folder, process.returncode, process.stdout, script, overrides)
 
 
 @pytest.fixture(scope="session")
@@ -87,7 +90,6 @@ def replay_run(tmp_path_factory) -> Run:
     A checkpoint after every second step and a review of the retired after every third.
     """
     folder, script = tmp_path_factory.mktemp("replay") / "run", "ablations/sigma_1.5"
-    review = ("exgrpo.bookkeeping.review_interval=3", "exgrpo.bookkeeping.review_share=0.5")
-    run = run_toy(folder, 6, "trainer.save_freq=2", *review, script=script)
+    run = run_toy(folder, 6, "trainer.save_freq=2", *REVIEW, script=script)
     assert run.code == 0, run.output[-4000:]
     return run

@@ -122,7 +122,7 @@ def test_a_resumed_run_plans_what_the_uninterrupted_run_planned(toy, replay_run,
         replay_run.folder, folder, ignore=shutil.ignore_patterns("global_step_6", "global_step_2", "rollouts")
     )
     (folder / "latest_checkpointed_iteration.txt").write_text("4")
-    resumed = toy(folder, 5, "trainer.save_freq=-1", script=replay_run.script)
+    resumed = toy(folder, 5, *replay_run.overrides, "trainer.save_freq=-1", script=replay_run.script)
     assert resumed.code == 0, resumed.output[-4000:]
     assert sorted(resumed.metrics) == [1, 2, 3, 4, 5]
     assert replayed(resumed, 5) == replayed(replay_run, 5) != []
