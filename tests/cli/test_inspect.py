@@ -204,6 +204,25 @@ def test_verify(root, answer, inspect):
     assert "SHA-256" in printed.out
 
 
+def test_a_run_is_looked_at_where_a_start_resumes_from_and_what_is_newer_is_named(root, answer, inspect):
+    """A disk that filled up in the save of step 10: its experience is whole, its weights are not."""
+    (root / "latest_checkpointed_iteration.txt").write_text("5")
+    (root / "global_step_10/actor/model_world_size_1_rank_0.pt").write_bytes(b"PK\x03\x04 torn")
+    assert answer(root)["path"] == str(root / "global_step_5/experience")
+    code, said = inspect(root, "--verify", "--json")
+    assert code == 0
+    assert json.loads(said.out)["path"] == str(root / "global_step_5/experience")
+    assert "global_step_10 is newer than global_step_5" in said.err
+    assert "incomplete" in said.err
+    assert "model_world_size_1_rank_0.pt is cut short" in said.err
+
+
+def test_without_a_usable_tracker_the_newest_is_shown(root, answer, inspect):
+    (root / "latest_checkpointed_iteration.txt").write_text("")
+    assert answer(root)["path"] == str(root / "global_step_10/experience")
+    assert "is empty" in inspect(root)[1].err
+
+
 def test_diff(root, answer, inspect):
     report = answer("--diff", root / "global_step_5", root / "global_step_10")
     assert report["trajectories"] == {"a": 4, "b": 4, "added": 1, "removed": 1}

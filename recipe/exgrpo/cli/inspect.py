@@ -1,7 +1,8 @@
 """`exgrpo inspect PATH`: look into saved experience, with no GPU, no Ray and no model.
 
-PATH is `global_step_N`, its `experience` folder, or a run's folder of checkpoints (then the newest is taken). `--json`
-prints one JSON object instead of tables. The exit code is 1 when the state is missing or damaged.
+PATH is `global_step_N`, its `experience` folder, or a run's folder of checkpoints: then the one is taken that a start resumes
+from, and newer ones are named, with what is missing. `--json` prints one JSON object instead of tables. The exit code is 1 when
+the state is missing or damaged.
 """
 
 import argparse
@@ -15,10 +16,11 @@ from rich.markup import escape
 from rich.progress import track
 
 from recipe.exgrpo.checkpoint.errors import ExperienceStateError, MissingState
-from recipe.exgrpo.checkpoint.format import folder_of, step_dirs
+from recipe.exgrpo.checkpoint.format import folder_of
 from recipe.exgrpo.checkpoint.stored import Stored, problems_of
 from recipe.exgrpo.cli import inspect_output as output
 from recipe.exgrpo.core.buffer import ExperienceBuffer, Trajectory, inspection
+from recipe.exgrpo.runs.folder import to_look_at
 
 PASSED = 0.5  # a stored reward above it was a success
 
@@ -47,6 +49,8 @@ def run(args: argparse.Namespace) -> int:
     except (ExperienceStateError, ValueError, OSError) as error:
         Console(stderr=True).print(f"[red]exgrpo inspect:[/] {escape(str(error))}", soft_wrap=True)
         return 1
+    for text in to_look_at(args.path)[1] if args.path else ():
+        Console(stderr=True).print(f"[yellow]{escape(text)}[/]", soft_wrap=True)
     if args.json:
         sys.stdout.write(json.dumps(report) + "\n")
     else:
@@ -81,7 +85,7 @@ def _report(args: argparse.Namespace, console: Console) -> tuple[dict, Callable,
 
 def _resolve(path: Path) -> Path:
     """The experience folder meant by `path`."""
-    found = folder_of(path) or next(filter(None, map(folder_of, step_dirs(path))), None)
+    found = folder_of(path) or next(filter(None, map(folder_of, to_look_at(path)[0])), None)
     if found is None:
         raise MissingState(path, "there is no experience state here, nor in a global_step_N below.")
     return found

@@ -137,6 +137,25 @@ def followed(root: str | Path) -> tuple[Checkpoint | None, list[Checkpoint]]:
     return named, [checkpoint for checkpoint in found if checkpoint.step > step]
 
 
+def to_look_at(root: str | Path) -> tuple[list[Path], list[str]]:
+    """The folders to look for a run's state in, best first, and what to know about those that are newer.
+
+    That is the checkpoint that the tracker names, which a start resumes from; without a usable tracker all, newest first.
+    """
+    try:
+        named, newer = followed(root)
+    except TrackerError as problem:
+        return step_dirs(root), [f"{problem}; showing the newest checkpoint."]
+    if named is None:
+        return step_dirs(root), []
+    return [named.path], [_note(checkpoint, named) for checkpoint in newer]
+
+
+def _note(checkpoint: Checkpoint, named: Checkpoint) -> str:
+    state = "whole" if checkpoint.whole else f"incomplete ({checkpoint.problems[0]})"
+    return f"{checkpoint.path.name} is newer than {named.path.name}, which {TRACKER} names, and {state}."
+
+
 def remove_checkpoint(path: Path) -> None:
     """Remove what a run saved in `global_step_N`, and the folder if nothing else is in it.
 
