@@ -126,6 +126,7 @@ def test_a_good_run_has_no_error_and_no_warning(tiny):
             "actor_rollout_ref.rollout.log_prob_max_token_len_per_gpu",
             "raise it",
         ),
+        (["actor_rollout_ref.rollout.temperature=0"], "actor_rollout_ref.rollout.temperature", "above 0"),
         (["actor_rollout_ref.actor.loss_scale_factor=1"], "actor_rollout_ref.actor.loss_scale_factor", "set it to"),
         (["actor_rollout_ref.rollout.max_model_len=48"], "actor_rollout_ref.rollout.max_model_len", "raise it"),
         (["actor_rollout_ref.rollout.max_model_len=513"], "actor_rollout_ref.model.path", "prepare_model.py"),

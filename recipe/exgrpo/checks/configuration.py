@@ -50,6 +50,11 @@ def _rollouts(run: Run) -> Iterator[str]:
         yield (
             f"actor_rollout_ref.rollout.n is {run.group_size}; a group advantage needs at least 2 rollouts per question."
         )
+    if run.rollout.temperature <= 0:
+        yield (
+            f"actor_rollout_ref.rollout.temperature is {run.rollout.temperature:g}: all rollouts of a question would be one, "
+            "and log-probs are divided by it; set it above 0 (the paper's is 1.0)."
+        )
     yield from (f"{key} must be false: {why}." for key, why in OFF.items() if OmegaConf.select(run.config, key))
     if run.config.data.get("gen_batch_size") != 1:
         yield "data.gen_batch_size must be 1, so that exactly as many questions are fetched as the plan has fresh ones."

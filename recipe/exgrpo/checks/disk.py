@@ -8,8 +8,8 @@ from pathlib import Path
 from recipe.exgrpo.checks.findings import Finding, error, note, warning
 from recipe.exgrpo.checks.memory import experience_bytes
 from recipe.exgrpo.checks.run import Run
+from recipe.exgrpo.checks.sizes import gb
 
-GB = 1e9
 BYTES_PER_PARAMETER = 12  # float32 weights and Adam's two moments
 
 
@@ -58,7 +58,7 @@ def _write_problem(folder: Path) -> str | None:
 
 
 def _space(folder: Path, free: float, saves: int, size: float) -> Finding:
-    text = f"{saves} checkpoints of {size / GB:.1f} GB, {free / GB:.0f} GB are free"
+    text = f"{saves} checkpoints of {gb(size)}, {gb(free)} are free"
     if free < size:
         return error(
             f"trainer.default_local_dir: {folder} has room for no checkpoint ({text}); set RUN to a larger disk."

@@ -16,12 +16,15 @@ import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+import psutil
+
 from recipe.exgrpo.checks.findings import Finding, impossible, note, warning
 from recipe.exgrpo.checks.run import Run
 from recipe.exgrpo.checks.shapes import ModelShape
+from recipe.exgrpo.checks.sizes import GIB, gib
 from recipe.exgrpo.core.policies import policy_class
+from verl_ext.platform import accelerator_visible
 
-GIB = 2**30
 OVERHEAD = 2 * GIB
 CPU_PROCESSES = 6 * GIB  # Ray, vLLM, agent loop and trainer, measured with the toy model
 # Published for the 7B run: 202,011 trajectories stored in 700 steps of 128 x 8 rollouts of at most 8192 tokens, 1.77 GB.
@@ -90,8 +93,13 @@ def cpu_bytes(run: Run, shape: ModelShape) -> float:
     return CPU_PROCESSES + model + run.gpus * (activation_bytes(run, shape, 4) + cache) + experience_bytes(run)
 
 
-def memory_findings(run: Run, ram: float | None = None) -> Iterator[Finding]:
-    """What fits and what does not; `ram` (bytes of this machine, default: measured) matters on CPU only."""
+def memory_findings(run: Run, ram: float | None = None, trains_here: bool | None = None) -> Iterator[Finding]:
+    """What fits and what does not.
+
+    `ram` is in bytes of this machine (default: measured). Host memory is held against it with a warning where the run trains
+    (default: where there is an accelerator); a machine that only checks may have less.
+    """
+    ram = psutil.virtual_memory().total if ram is None else ram
     yield _token_note(run)
     if run.shape is None:
         yield note(
@@ -100,6 +108,7 @@ def memory_findings(run: Run, ram: float | None = None) -> Iterator[Finding]:
     elif run.config.trainer.device == "cpu":
         yield _cpu_finding(run, run.shape, ram)
     else:
+        yield _host_finding(run, run.shape, ram, accelerator_visible() if trains_here is None else trains_here)
         yield from _gpu_findings(run, run.shape)
 
 
@@ -111,13 +120,9 @@ def _token_note(run: Run) -> Finding:
     )
 
 
-def _cpu_finding(run: Run, shape: ModelShape, ram: float | None) -> Finding:
-    if ram is None:
-        import psutil
-
-        ram = psutil.virtual_memory().total
+def _cpu_finding(run: Run, shape: ModelShape, ram: float) -> Finding:
     needed = cpu_bytes(run, shape)
-    text = f"memory: about {needed / GIB:.1f} GiB of this machine's {ram / GIB:.1f} GiB"
+    text = f"memory: about {gib(needed)} of this machine's {gib(ram)}"
     if 16 * shape.parameters > ram:
         return impossible(f"{text}, the optimizer alone is more; actor_rollout_ref.model.path must be a smaller model.")
     if needed > ram:
@@ -125,40 +130,54 @@ def _cpu_finding(run: Run, shape: ModelShape, ram: float | None) -> Finding:
     return note(f"{text}.")
 
 
-def _gpu_findings(run: Run, shape: ModelShape) -> Iterator[Finding]:
-    yield note(
-        f"host memory: about {host_bytes(run, shape) / GIB:.0f} GiB per node, {experience_bytes(run) / GIB:.1f} GiB of it "
-        "experience on the first (at the published rate of storing)."
+def _host_finding(run: Run, shape: ModelShape, ram: float, trains_here: bool) -> Finding:
+    needed = host_bytes(run, shape)
+    text = (
+        f"host memory: about {gib(needed)} per node, {gib(experience_bytes(run))} of it experience on the first (at the "
+        f"published rate of storing); this machine has {gib(ram)}"
     )
-    gib = run.config.get("preset", {}).get("gpu_memory_gib")
-    if not gib:
+    if needed > ram and trains_here:
+        return warning(
+            f"{text}: bound exgrpo.buffer.max_bytes, or turn actor_rollout_ref.actor.fsdp_config.offload_policy off."
+        )
+    return note(f"{text}.")
+
+
+def _gpu_findings(run: Run, shape: ModelShape) -> Iterator[Finding]:
+    card = run.config.get("preset", {}).get("gpu_memory_gib")
+    if not card:
         yield note("GPU memory: set preset.gpu_memory_gib to have it estimated.")
         return
-    estimate = estimate_gpu(run, shape, gib * GIB)
-    yield _update_finding(estimate, gib)
-    yield from _rollout_findings(run, estimate, gib)
+    estimate = estimate_gpu(run, shape, card * GIB)
+    yield _update_finding(estimate, card)
+    yield from _rollout_findings(run, estimate, card)
 
 
-def _update_finding(estimate: GpuEstimate, gib: float) -> Finding:
-    text = f"GPU memory: the update takes about {estimate.update / GIB:.0f} of {gib:.0f} GiB"
-    if estimate.fixed > gib * GIB:
+def _is_full(size: float, card: float) -> bool:
+    """Whether an estimate of `size` bytes takes the whole card of `card` GiB: as printed, so that "24 of 24 GiB" is no note."""
+    return round(size / GIB) >= card
+
+
+def _update_finding(estimate: GpuEstimate, card: float) -> Finding:
+    text = f"GPU memory: the update takes about {estimate.update / GIB:.0f} of {card:.0f} GiB"
+    if estimate.fixed > card * GIB:
         return impossible(
             f"{text}, weights and optimizer alone {estimate.fixed / GIB:.0f}; use more GPUs (trainer.n_gpus_per_node) or "
             "actor_rollout_ref.actor.fsdp_config.offload_policy=true."
         )
-    if estimate.update > gib * GIB:
+    if _is_full(estimate.update, card):
         return warning(
             f"{text}; lower actor_rollout_ref.actor.ppo_max_token_len_per_gpu, or use more GPUs (docs/multi-node.md)."
         )
     return note(f"{text}.")
 
 
-def _rollout_findings(run: Run, estimate: GpuEstimate, gib: float) -> Iterator[Finding]:
+def _rollout_findings(run: Run, estimate: GpuEstimate, card: float) -> Iterator[Finding]:
     utilization = "actor_rollout_ref.rollout.gpu_memory_utilization"
-    if estimate.rollout > gib * GIB:
+    if _is_full(estimate.rollout, card):
         yield warning(
             f"GPU memory: vLLM's share and the trainer's weights together take about {estimate.rollout / GIB:.0f} of "
-            f"{gib:.0f} GiB; lower {utilization} or set actor_rollout_ref.actor.fsdp_config.optimizer_offload=true."
+            f"{card:.0f} GiB; lower {utilization} or set actor_rollout_ref.actor.fsdp_config.optimizer_offload=true."
         )
     whole = estimate.kv_tokens // run.longest
     text = f"KV cache: {estimate.kv_tokens:,} tokens per replica, {whole} sequences of full length"
