@@ -1,6 +1,7 @@
 """Steps of the real trainer, dataset and dataloader, without workers: the data cursor, retirement, resume."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -335,3 +336,31 @@ def index_twice(infos):
     from verl_ext.dataset import index_questions
 
     return index_questions([*infos, next(iter(infos))])
+
+
+# ---- training files that changed
+
+
+class Actor:
+    """Workers that keep no weights."""
+
+    def save_checkpoint(self, path: str, *_, **__) -> None:
+        Path(path).mkdir(parents=True, exist_ok=True)
+
+    def load_checkpoint(self, **_) -> None:
+        pass
+
+
+@pytest.mark.parametrize(("questions", "expected"), [(16, 8), (6, 0), (9, 0), (64, 0)])
+def test_changed_training_files_start_at_their_beginning(make_trainer, tmp_path, caplog, questions, expected):
+    """Fewer rows than were drawn ended in StopIteration; of more, the first were never seen. The same file goes on."""
+    fixed = ("data.shuffle=false", "exgrpo.policy=on_policy", "exgrpo.resume_allow=[data]")
+    before, after = make_trainer(16, *fixed), make_trainer(questions, *fixed)
+    before.actor_rollout_wg = after.actor_rollout_wg = Actor()
+    before._load_checkpoint()
+    assert list(next_batch(before)) == [f"q{i}" for i in range(B)]
+    before._save_checkpoint()
+    after._load_checkpoint()
+    assert after.global_steps == 1
+    assert list(next_batch(after)) == [f"q{i}" for i in range(expected, min(expected + B, questions))]
+    assert ("start at their beginning" in caplog.text) is (questions != 16)
