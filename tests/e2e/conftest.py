@@ -65,24 +65,6 @@ def toy():
     return run_toy
 
 
-@pytest.fixture
-def start_toy(tmp_path):
-    """start_toy(folder, *overrides) -> a process that is still running, its output in `tmp_path / "log"`."""
-    started = []
-
-    def start(folder: Path, *overrides: str) -> subprocess.Popen:
-        with (tmp_path / "log").open("w") as log:
-            command = ["bash", "scripts/run_exgrpo_toy_cpu.sh", *QUICK, *overrides]
-            env = os.environ | {"RUN": str(folder), "STEPS": "1000", "PYTHON": sys.executable}
-            started.append(subprocess.Popen(command, cwd=ROOT, env=env, stdout=log, stderr=subprocess.STDOUT))
-        return started[-1]
-
-    yield start
-    for process in started:
-        if process.poll() is None:
-            process.kill()
-
-
 @pytest.fixture(scope="session")
 def replay_run(tmp_path_factory) -> Run:
     """Six steps of ExGRPO, by the script of an ablation that only widens the bucket weights (one start for both).

@@ -58,8 +58,8 @@ def test_two_steps_of_the_ablation_that_the_other_tests_share(replay_run):
 @pytest.mark.scripts
 def test_the_same_command_again_resumes(tmp_path):
     """Two steps, then three: the second start goes on at step 3 with the experience of the first, and has its own record."""
-    run_tiny("qwen2.5-math-7b_exgrpo", tmp_path / "run", "trainer.save_freq=1")
-    rows = run_tiny("qwen2.5-math-7b_exgrpo", tmp_path / "run", "trainer.save_freq=1", "trainer.total_training_steps=3")
+    run_tiny("qwen2.5-math-7b_exgrpo", tmp_path / "run")
+    rows = run_tiny("qwen2.5-math-7b_exgrpo", tmp_path / "run", "trainer.total_training_steps=3")
     assert [row["step"] for row in rows] == [1, 2, 3]
     assert rows[2]["experience/buffer_trajectories"] >= rows[1]["experience/buffer_trajectories"] > 0
     records = sorted(path.name for path in (tmp_path / "run" / "record").iterdir())
