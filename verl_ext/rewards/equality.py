@@ -12,7 +12,6 @@ from fractions import Fraction
 from verl_ext.rewards.answers import Answer, Based, Equation, Quantity, Ratio, Sequence, Value, Word
 from verl_ext.rewards.exact import same, same_number
 from verl_ext.rewards.numerals import is_rounding, numerals_equal
-from verl_ext.rewards.units import Unit
 
 
 def equal(gold: Answer, answer: Answer) -> bool:
@@ -32,6 +31,8 @@ def equal_equations(gold: Answer, answer: Answer) -> bool:
     if isinstance(gold, Equation) and isinstance(answer, Equation):
         if gold.left == answer.left:
             return equal(gold.right, answer.right)
+        if (gold.left, gold.right.key) == (answer.right.key, answer.left):
+            return True
         if _states_value(answer):
             return any(equal(gold, value) for value in _values(answer))
         if _states_value(gold):
@@ -98,8 +99,7 @@ def equal_quantities(gold: Answer, answer: Answer) -> bool:
     if quantity is gold and quantity.letter:
         return False  # 6m is not 6: the gold answer's m may be a variable
     return equal_values(quantity.value, other) or (
-        (quantity.unit.percent or quantity.unit.scale)
-        and equal_values(_times(quantity.value, _size(quantity.unit)), other)
+        quantity.unit.multiplier != 1 and equal_values(_times(quantity.value, quantity.unit.multiplier), other)
     )
 
 
@@ -146,7 +146,7 @@ def _consistent(equation: Equation) -> bool:
 def _is_constant(answer: Answer) -> bool:
     if not isinstance(answer, Value):
         return not isinstance(answer, Word)
-    return answer.numeral is not None or (answer.expression is not None and not answer.expression.free_symbols)
+    return answer.numeral is not None or bool(getattr(answer.expression, "is_number", False))
 
 
 def _is_rounded(short: Answer, exact: Answer) -> bool:
@@ -208,10 +208,6 @@ def _scaled(gold: Quantity, answer: Quantity) -> bool:
     if gold.unit == answer.unit:
         return equal_values(gold.value, answer.value)
     return equal_values(_times(gold.value, gold.unit.factor), _times(answer.value, answer.unit.factor))
-
-
-def _size(unit: Unit) -> Fraction:
-    return Fraction(1, 100) if unit.percent else unit.factor
 
 
 def _times(value: Value, factor: Fraction) -> Value:

@@ -12,7 +12,9 @@ from verl_ext.rewards.spelling import unwrapped
 from verl_ext.rewards.units import LETTERS, Unit, is_measure, parse_unit
 
 _CURRENCY = re.compile(r"([+-]?)\s*(\\\$|[€£₹]|Rs\.?|USD|US\s*\\?\$)\s*(?=[\d\\(.])(.+)", re.DOTALL)
-_MARKED = re.compile(r"(.*?[\w})\]!.])\s*((?:\\text\s*\{|\^\{\\circ\}|\\?%|\\\$|[€£¢元円]).*)", re.DOTALL)
+_MARKED = re.compile(
+    r"(.*?[\w})\]!.])\s*((?:\\text\s*\{|\^\{\\circ\}|\\?%|\\\$|[€£¢\u3040-\u30ff\u4e00-\u9fff]).*)", re.DOTALL
+)
 _PLAIN = re.compile(
     r"(.*?[\d})])\s*((?:(?<=[ \d])|(?<=[})]))[^\W\d_][^\d^(){}\\]*(?:\^\{?\d\}?)?(?:/[a-z]+(?:\^\{?\d\}?)?)?)",
     re.DOTALL,
@@ -20,9 +22,9 @@ _PLAIN = re.compile(
 _UNIT_TEXT = re.compile(
     r"(?:[^\W\d_]|[ ./%$€£¢°·]|\^\{?-?\d\}?|\\(?:text\s*\{[^{}]*\}|[%$]|cdot(?![a-z]))|\^\{\\circ\})+"
 )
-_PART = re.compile(r"(\d+(?:\.\d+)?)\s*([A-Za-z]+)\.?\s*(?:,|and(?![A-Za-z]))?\s*")
+_PART = re.compile(r"(\d+(?:\.\d+)?)\s*([^\W\d_]+)\.?\s*(?:,|and(?![A-Za-z]))?\s*")
 _MATHEMATICAL = frozenset((
-    *("sin", "cos", "tan", "sec", "mod", "choose", "base", "factorial", "times", "over", "pi", "sqrt", "where", "if"),
+    *("sin", "cos", "tan", "mod", "choose", "base", "factorial", "pi", "sqrt", "where", "if"),
     *("when", "with", "to", "is", "not"),
 ))  # fmt: skip
 
@@ -34,9 +36,8 @@ def read_quantity(text: str) -> Quantity | None:
 
 def read_compound(text: str) -> Quantity | None:
     """3 hours 20 minutes: two or more measures of one kind, each smaller than the one before."""
-    words = unwrapped(text)
-    parts = _PART.findall(words)
-    if len(parts) < 2 or not re.fullmatch(f"(?:{_PART.pattern})+", words):
+    parts = _parts(unwrapped(text))
+    if len(parts) < 2:
         return None
     units = [parse_unit(name) if is_measure(name) else None for _, name in parts]
     kinds = {unit and unit.powers for unit in units}
@@ -45,6 +46,18 @@ def read_compound(text: str) -> Quantity | None:
     total = sum(numeral(number).value * unit.factor for (number, _), unit in zip(parts, units, strict=True))
     value = Value(f"{total.numerator}/{total.denominator}")
     return Quantity(text, value, Unit(Fraction(1), units[0].powers), compound=True)
+
+
+def _parts(text: str) -> list[tuple[str, str]]:
+    """(number, unit) for each part, if there is nothing else in the text."""
+    parts, position = [], 0
+    while position < len(text):
+        match = _PART.match(text, position)
+        if match is None:
+            return []
+        parts.append((match[1], match[2]))
+        position = match.end()
+    return parts
 
 
 def _read_currency(text: str) -> Quantity | None:
@@ -82,11 +95,9 @@ def _read_plain(text: str) -> Quantity | None:
 
 
 def _is_value(text: str) -> bool:
-    return (
-        text.count("{") == text.count("}")
-        and "\\text" not in text
-        and not re.search(r"(?<![\\A-Za-z])[A-Za-z]{2}", text)
-    )
+    """Whether what stands before a unit may be a number: balanced, and no words in it."""
+    balanced = text.count("{") == text.count("}")
+    return balanced and "\\text" not in text and not re.search(r"(?<!\\)(?<![^\W\d_])[^\W\d_]{2}", text)
 
 
 def _is_prose(unit: str) -> bool:

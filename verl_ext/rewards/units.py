@@ -12,21 +12,22 @@ from fractions import Fraction
 from functools import lru_cache
 
 _MEASURES = """
-second: second s sec 1 | minute min 60 | hour h hr 3600 | day 86400 | week 604800
+second: second s sec 秒 1 | minute min 分 分钟 60 | hour h hr 小时 時間 3600 | day 天 日 86400 | week 604800
 month: month mo 1 | year yr 12 | decade 120 | century centuries 1200
-meter: meter metre m 1 | millimeter millimetre mm 1/1000 | centimeter centimetre cm 1/100 | decimeter decimetre dm 1/10
-meter: kilometer kilometre km 1000 | inch inches in 0.0254 | foot feet ft 0.3048 | yard yd 0.9144 | mile mi 1609.344
+meter: meter metre m 米 1 | millimeter millimetre mm 1/1000 | centimeter centimetre cm 厘米 1/100 | decimeter decimetre dm 1/10
+meter: kilometer kilometre km 千米 公里 1000 | inch inches in 0.0254 | foot feet ft 0.3048 | yard yd 0.9144 | mile mi 1609.344
 meter: micrometer micrometre 1/1000000 | nanometer nanometre nm 1/1000000000
-gram: gram g 1 | kilogram kg 1000 | milligram mg 1/1000 | tonne 1000000 | pound lb 453.59237 | ounce oz 28.349523125
+gram: gram g 克 1 | kilogram kg 千克 公斤 1000 | milligram mg 1/1000 | tonne 1000000
+gram: pound lb 453.59237 | ounce oz 28.349523125
 liter: liter litre l L 1 | milliliter millilitre ml mL 1/1000
 gallon: gallon gal 1 | quart 1/4 | pint 1/8 | cup 1/16
-dollar: dollar $ USD 1 | cent ¢ 1/100
+dollar: dollar $ USD 美元 1 | cent ¢ 1/100
 euro: euro € EUR 1
 sterling: £ GBP 1
 rupee: ₹ rupee Rs INR 1
 yuan: 元 yuan RMB 1
 yen: 円 yen JPY 1
-degree: degree 1
+degree: degree 度 1
 radian: radian rad 1
 celsius: °C celsius 1
 fahrenheit: °F fahrenheit 1
@@ -56,24 +57,22 @@ _TOKEN = re.compile(r"/|\^\{?(-?\d)\}?|\\?%|\\?\$|[^\W\d_]+|°[CF]|[€£₹¢]"
 
 @dataclass(frozen=True)
 class Unit:
-    """`factor` times a product of base units with their exponents, sorted by name; no base unit for "million" and "units"."""
+    """A product of base units.
+
+    Attributes:
+        factor: its size in base units.
+        powers: (base unit, exponent), sorted by name; none for "million" and "units".
+        multiplier: what the words in it that are numbers come to: 1/100 for "percent", 1000000 for "million dollars".
+    """
 
     factor: Fraction
     powers: tuple[tuple[str, int], ...]
+    multiplier: Fraction = Fraction(1)
 
     @property
     def unnamed(self) -> bool:
         """Whether it says no more than "units"."""
         return self.factor == 1 and not self.powers
-
-    @property
-    def percent(self) -> bool:
-        return self.powers == (("percent", 1),)
-
-    @property
-    def scale(self) -> bool:
-        """Whether it is a word for a number, such as "million"."""
-        return not self.powers
 
 
 def _measures() -> dict[str, tuple[Fraction, str]]:
@@ -104,13 +103,14 @@ def parse_unit(text: str) -> Unit:
     for spelling, replacement in _SPELLINGS:
         text = spelling.sub(replacement, text)
     words = _DEGREE.sub(" degree ", text)
-    factor, powers = Fraction(1), Counter()
+    factor, multiplier, powers = Fraction(1), Fraction(1), Counter()
     for name, exponent in _factors(words):
         size, base = _TABLE.get(name, (Fraction(1), name))
         factor *= size**exponent
         powers[base] += exponent
+        multiplier *= (size if not base else Fraction(1, 100) if base == "percent" else 1) ** exponent
     known = tuple(sorted((base, exponent) for base, exponent in powers.items() if base and exponent))
-    return Unit(factor, known)
+    return Unit(factor, known, multiplier)
 
 
 def _factors(text: str) -> list[tuple[str, int]]:
