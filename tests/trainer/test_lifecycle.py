@@ -6,6 +6,7 @@ import threading
 from http.server import BaseHTTPRequestHandler, HTTPServer
 
 import pytest
+import torch
 from omegaconf import OmegaConf
 from ray.exceptions import RayTaskError
 from run_folders import cut, save
@@ -62,6 +63,16 @@ def test_a_full_disk_is_named_with_its_figures_and_the_torn_folder_is_gone(tmp_p
     assert failure.value.__cause__ is problem
     assert steps(tmp_path) == ["global_step_2"]
     assert before.whole
+
+
+def test_what_torch_says_of_a_full_disk_is_understood(tmp_path):
+    def fails():
+        save(tmp_path, 2, track=False)
+        torch.save({"weight": torch.zeros(10**6)}, "/dev/full")
+
+    with pytest.raises(SaveError, match="its disk is full"):
+        lifecycle.save_checkpoint(tmp_path, 2, None, fails)
+    assert steps(tmp_path) == []
 
 
 def test_the_first_save_on_a_full_disk_says_what_is_known(tmp_path):
