@@ -36,7 +36,8 @@ def main(arguments: Sequence[str]) -> int:
         return _refuse(str(problem))
     # Before verl is imported: verl picks its platform while it is being imported, in this process and in every worker. Before
     # Ray is: the fork server of its workers must not have it, and it imports for them what takes long while we check.
-    levels, on_cpu = quiet(), prepare_environment()
+    on_cpu = prepare_environment()
+    levels = quiet()
     runtime = {"env_vars": levels} | ({"py_executable": fork_server.start()} if on_cpu else {})
     logging.basicConfig(level=logging.INFO, format=FORMAT, datefmt="%H:%M:%S")
     try:

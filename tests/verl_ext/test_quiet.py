@@ -1,10 +1,12 @@
-"""Levels for a log that can be read, and the switch that brings the rest back."""
+"""Levels for a log that can be read, the switch that brings the rest back, and tracebacks that are said once."""
 
+import importlib
+import logging
 import warnings
 
 import pytest
 
-from verl_ext.quiet import LEVELS, quiet, verbose
+from verl_ext.quiet import EXTERNAL, LEVELS, ROLLOUTS, Once, quiet, verbose
 
 
 @pytest.fixture(autouse=True)
@@ -15,12 +17,18 @@ def filters():
 
 def test_levels_are_set_and_returned():
     env = {}
-    assert quiet(env) == LEVELS == env
+    assert quiet(env) == LEVELS | {EXTERNAL: ROLLOUTS} == env
 
 
 def test_what_a_person_has_set_stays():
     env = {"VLLM_LOGGING_LEVEL": "DEBUG"}
     assert quiet(env)["VLLM_LOGGING_LEVEL"] == env["VLLM_LOGGING_LEVEL"] == "DEBUG"
+
+
+def test_modules_that_verl_imports_already_stay():
+    env = {EXTERNAL: "verl_ext.platform.cpu"}
+    for _ in range(2):
+        assert quiet(env)[EXTERNAL] == env[EXTERNAL] == f"verl_ext.platform.cpu,{ROLLOUTS}"
 
 
 @pytest.mark.parametrize(("value", "expected"), [("1", True), ("", False)])
@@ -29,3 +37,29 @@ def test_verbose_changes_nothing(value, expected):
     assert verbose(env) is expected
     assert (quiet(env) == {}) is expected
     assert (env == {"VERBOSE": value}) is expected
+
+
+def test_tracebacks_are_said_once_for_each_type_of_error(caplog):
+    logger = logging.getLogger("test of once")
+    logger.addFilter(Once())
+    for uid in range(3):
+        for error in (ValueError("dead"), KeyError("other")):
+            try:
+                raise error
+            except (ValueError, KeyError) as raised:
+                logger.error("Error for uid=%s", uid, exc_info=(type(raised), raised, raised.__traceback__))
+    logger.error("without one")
+    assert caplog.text.count("Traceback") == 2
+    assert caplog.text.count("ValueError, as above") == caplog.text.count("KeyError, as above") == 2
+    assert [record.getMessage() for record in caplog.records][-2:] == [
+        "Error for uid=2: KeyError, as above",
+        "without one",
+    ]
+
+
+@pytest.mark.verl
+def test_verls_logger_of_failed_requests_has_the_filter():
+    from verl.trainer.ppo.v1 import agent_loop_tq
+
+    importlib.import_module(ROLLOUTS)
+    assert any(isinstance(found, Once) for found in agent_loop_tq.logger.filters)
