@@ -22,7 +22,7 @@ def grade_answer(answer: str, gold: str) -> tuple[bool, str]:
     Raises ValueError if the gold answer is empty or a placeholder.
     """
     reference = _read_gold(gold)
-    return bool(answer.strip()) and equal(reference, read(answer)), answer
+    return bool(answer.strip() and equal(reference, read(answer))), answer
 
 
 def grade_text(text: str, gold: str) -> tuple[bool, str]:

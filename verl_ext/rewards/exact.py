@@ -41,7 +41,7 @@ def same(gold: object, answer: object) -> bool:
         return False
     for kind, equal in _KINDS:
         if isinstance(gold, kind) and isinstance(answer, kind):
-            return equal(gold, answer)
+            return bool(equal(gold, answer))
     return _relation_and_set(gold, answer)
 
 
@@ -146,17 +146,17 @@ def _vanishes(difference: Expr) -> bool:
     if difference.is_zero is not None and difference.is_number:
         return bool(difference.is_zero)
     value = _at_sample(difference, _DEEPEST)
-    return value is not None and abs(value) < Rational(1, 10 ** (_DEEPEST - 100))
+    return value is not None and bool(value < Rational(1, 10 ** (_DEEPEST - 100)))
 
 
 def _differs_somewhere(difference: Expr) -> bool:
     """Cheap proof that it is not 0 everywhere: its value at one point. Most wrong answers end here."""
     value = _at_sample(difference, 100)
-    return value is not None and abs(value) > Rational(1, 10**40)
+    return value is not None and bool(value > Rational(1, 10**40))
 
 
 def _at_sample(expression: Expr, digits: int) -> Expr | None:
-    """Value at a point that no identity was made for; None where it has none."""
+    """Absolute value at a point that no identity was made for; None where it has none."""
     symbols = sorted(expression.free_symbols, key=str)
     if len(symbols) > len(_SAMPLES):
         return None
