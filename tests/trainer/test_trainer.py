@@ -265,13 +265,11 @@ def test_what_is_stored_with_its_prompt_is_scored_after_that(rollouts, verl_hook
 def test_each_is_scored_after_its_own_prompt_where_that_is_stored(rollouts, verl_hooks):
     roll_out(rollouts)
     policy = policy_of()
-    policy.store.add("past", dataclasses.replace(stored_response(240), prompt_ids=[70, 71]), 1.0, 3, keep_prompt=True)
+    policy.store.add("past", dataclasses.replace(stored_response(300), prompt_ids=[70, 71]), 1.0, 3, keep_prompt=True)
     trainer = trainer_of(policy)
     trainer._balance_batch(rollouts.batch(), {})
-    seen = {
-        row[-1] if row[-1] else row[-2]: row for row in trainer.actor_rollout_wg.seen if 240 in row[:3] or 231 in row
-    }
-    assert seen == {240: [70, 71, 240], 231: [*PROMPTS["replay7x0"], 231]}
+    seen = {row[-1]: row for row in trainer.actor_rollout_wg.seen}
+    assert (seen[300], seen[231]) == ([70, 71, 300], [*PROMPTS["replay7x0"], 231])
 
 
 # ---- what of its log-probs
