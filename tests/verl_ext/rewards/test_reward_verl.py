@@ -7,6 +7,8 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
+pytestmark = pytest.mark.verl
+
 LIMIT = 40  # tokens a response may have; one token is one character
 END = 1  # the end-of-sequence token
 RESPONSES = [
