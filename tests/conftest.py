@@ -17,6 +17,9 @@ from verl_ext.platform import prepare_environment
 prepare_environment()
 # A shell gives its background jobs an ignored SIGINT, which children inherit: `make test &` must test Ctrl-C too.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+# Before TransferQueue is imported, which returns to this number after each of its calls. On tensors as small as these a second
+# thread only waits: a hundred times as long on a busy machine.
+torch.set_num_threads(1)
 
 ROOT = Path(__file__).resolve().parents[1]
 

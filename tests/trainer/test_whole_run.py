@@ -1,0 +1,391 @@
+"""Whole runs through verl's loop, TransferQueue and engine, with a scripted rollout: what was trained on, against float64.
+
+Every value that a step hands from one place to another is felt here: by the gradient of each update, which the oracle makes
+from the script and the weights alone, by the metrics, or by what a resumed run does next.
+"""
+
+import dataclasses
+import os
+import shutil
+import socket
+from collections import Counter, defaultdict
+
+import numpy as np
+import pytest
+import torch
+from oracle import Float64, Found, Objective, Row, gradient
+from whole_runs import MODEL, SIZES, SOLVED, B, K, Rollout, Run, Runs, Update
+
+from recipe.exgrpo.trainer.worker import ExGRPOWorker
+
+pytestmark = pytest.mark.verl
+
+HORIZON = 64  # data.max_response_length of hardware=tiny
+# Two updates per step over the same rows, with weights that move: fresh ratios leave 1 in the second, stored ones before.
+MOVING = ("actor_rollout_ref.actor.ppo_epochs=2", "actor_rollout_ref.actor.optim.lr=5e-4", "trainer.save_freq=-1")
+AT_ONCE = (*MOVING, "exgrpo.start_threshold=null")
+
+
+@pytest.fixture(scope="module")
+def worker(compose):
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        port = server.getsockname()[1]
+    os.environ.update(RANK="0", WORLD_SIZE="1", LOCAL_RANK="0", LOCAL_WORLD_SIZE="1")
+    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+    found = ExGRPOWorker(compose(*SIZES).actor_rollout_ref, role="actor")
+    found.init_model()
+    yield found
+    torch.distributed.destroy_process_group()
+
+
+@pytest.fixture(scope="module")
+def runs(worker, transfer_queue, agent_loop_worker, compose, tmp_path_factory):
+    """runs(name, steps, *overrides, **script) -> Run."""
+    return Runs(worker, agent_loop_worker, compose, tmp_path_factory.mktemp("runs"))
+
+
+@pytest.fixture(scope="module")
+def model():
+    return Float64(MODEL)
+
+
+# ---- a run as the oracle sees it
+
+
+@dataclasses.dataclass
+class Step:
+    """One step of a run: rows by uid from the script, the sources of stored ones, and the updates."""
+
+    number: int
+    groups: dict[str, list[Row]]
+    questions: dict[str, str]
+    sources: dict[str, Rollout]
+    updates: list[Update]
+
+    def fresh(self, uid: str) -> list[Row]:
+        return [row for row in self.groups[uid] if row.past is None]
+
+    def successes(self, uid: str) -> int:
+        return sum(row.reward > 0.5 for row in self.groups[uid])
+
+
+def steps_of(run: Run, model: Float64, temperature: float = 1.0) -> list[Step]:
+    """Steps of a run. Stored rows are recognised by their response among what the script made in earlier steps.
+
+    pi_past is the model's at the weights that the trajectory's own step began with. Rows of no group are verl's padding.
+    """
+    script, updates = run.script.rollouts, defaultdict(list)
+    for update in run.group.updates:
+        updates[update.step].append(update)
+    steps = []
+    for number, rows in run.group.rows.items():
+        step = Step(number, defaultdict(list), {}, {}, updates[number])
+        for key, response in rows.items():
+            uid = key.rsplit("_", 2)[0]
+            if key in script:
+                row = Row(script[key].prompt, response, script[key].reward)
+                step.questions[uid] = script[key].question
+            elif uid.startswith("pad"):
+                continue
+            else:
+                (source,) = [r for r in script.values() if r.response == response and r.step < number]
+                step.sources[key] = source
+                row = Row(source.prompt, response, source.reward)
+                past = model.at(updates[source.step][0].weights).log_probs(row, temperature)
+                row = dataclasses.replace(row, past=past)
+            step.groups[uid].append(row)
+        steps.append(step)
+    return steps
+
+
+def check(step: Step, model: Float64, groups: list[list[Row]], objective: Objective) -> list[Found]:
+    """Every update of `step` has the oracle's gradient over `groups`; returns what the oracle found, update by update."""
+    model.at(step.updates[0].weights)
+    old = {id(row): model.log_probs(row, objective.temperature) for group in groups for row in group}
+    found = [gradient(model.at(update.weights), groups, old, objective) for update in step.updates]
+    for expected, update in zip(found, step.updates, strict=True):
+        assert distance(update.gradient, expected.gradient) < 1e-3, f"step {step.number}"
+    return found
+
+
+def distance(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> float:
+    """Relative L2 distance of two gradients."""
+    off = sum(float((found[name].double() - value).square().sum()) for name, value in expected.items())
+    size = sum(float(value.square().sum()) for value in expected.values())
+    assert size > 0
+    return (off / size) ** 0.5
+
+
+def objective_of(**changes) -> Objective:
+    return dataclasses.replace(Objective(rows=B * K, horizon=HORIZON), **changes)
+
+
+# ---- ExGRPO
+
+
+@dataclasses.dataclass
+class Books:
+    """Alg. 1 by hand: what is stored of each question, the latest success counts, the retired."""
+
+    stored: dict[str, list[Rollout]] = dataclasses.field(default_factory=lambda: defaultdict(list))
+    counts: dict[str, int] = dataclasses.field(default_factory=dict)
+    retired: list[str] = dataclasses.field(default_factory=list)
+    uses: Counter = dataclasses.field(default_factory=Counter)
+
+    def eligible(self) -> set[str]:
+        return {question for question, count in self.counts.items() if 0 < count < K and self.stored[question]}
+
+    def close(self, step: Step, script: dict[str, Rollout]) -> int:
+        """Take note of a finished step; returns how many trajectories were added."""
+        added = 0
+        for uid, rows in step.groups.items():
+            question, count = step.questions[uid], step.successes(uid)
+            if len(rows) < K:
+                continue
+            if count == K:
+                self.retired.append(question)
+                self.stored.pop(question, None)
+                self.counts.pop(question, None)
+            elif count:
+                self.counts[question] = count
+                new = [r for key, r in script.items() if key.rsplit("_", 2)[0] == uid and r.reward > 0.5]
+                self.stored[question] += new
+                added += len(new)
+            elif question in self.counts:
+                self.counts[question] = 0
+        return added
+
+
+def test_exgrpo(runs, model):
+    run = runs("exgrpo", 5, *AT_ONCE)
+    books, far, clipped = Books(), 0.0, 0.0
+    for step in steps_of(run, model):
+        metrics, objective = run.metrics[step.number], objective_of()
+        assert sorted(map(len, step.groups.values())) == [K] * B
+        found = check(step, model, list(step.groups.values()), objective)
+        check_replayed(step, books, model, metrics)
+        check_ratios(found, metrics)
+        added = books.close(step, run.script.rollouts)
+        assert metrics["experience/added"] == added
+        assert metrics["experience/retired_questions"] == len(books.retired)
+        assert metrics["experience/buffer_trajectories"] == sum(map(len, books.stored.values()))
+        if step.sources:
+            far = max(far, float((found[0].stored - 1).abs().max()))
+        clipped = max(clipped, float((found[-1].fresh - 1).abs().max()))
+    assert far > 0.2  # the importance weights of this run are none of them trivial
+    assert clipped > 0.2
+    assert sum(books.uses.values()) >= 6
+
+
+def check_replayed(step: Step, books: Books, model: Float64, metrics: dict) -> None:
+    """Half the batch is planned, as far as there is anything; the stored trajectory of least entropy joins."""
+    planned = {uid for uid in step.groups if uid.startswith("replay")}
+    assert len(planned) == min(B // 2, len(books.eligible())) == len(step.sources)
+    assert {step.questions[uid] for uid in planned} <= books.eligible()
+    model.at(step.updates[0].weights)
+    entropies = []
+    for key, source in step.sources.items():
+        assert source.question == step.questions[key.rsplit("_", 2)[0]]
+        rows = [Row(one.prompt, one.response, one.reward) for one in books.stored[source.question]]
+        scores = [model.mean_entropy(row, 1.0) for row in rows]
+        assert rows[int(np.argmin(scores))].response == source.response
+        books.uses[tuple(source.response)] += 1
+        entropies.append(min(scores))
+    ages = [step.number - source.step for source in step.sources.values()]
+    uses = [books.uses[tuple(source.response)] for source in step.sources.values()]
+    expected = {
+        "planned_questions": len(planned),
+        "replayed_questions": len(planned),
+        "candidates_scored": sum(len(books.stored[source.question]) for source in step.sources.values()),
+        "selected_entropy_mean": np.mean(entropies) if entropies else 0,
+        "age_steps_mean": np.mean(ages) if ages else 0,
+        "reuse_max": max(uses, default=0),
+        "scoring_calls": float(bool(planned)),
+        "replay_active": 1,
+    }
+    assert {name: metrics[f"experience/{name}"] for name in expected} == pytest.approx(expected, rel=1e-3)
+    fresh = [row.reward for uid in step.groups for row in step.fresh(uid)]
+    for name in ("batch/pass_rate", "reward/acc/mean"):
+        assert metrics[name] == pytest.approx(np.mean(fresh))
+
+
+def check_ratios(found: list[Found], metrics: dict, beta: float = 0.1) -> None:
+    """The metrics of w, over all updates of the step."""
+    stored, fresh = torch.cat([one.stored for one in found]), torch.cat([one.fresh for one in found])
+    expected = {"actor/fresh_ratio_mean": fresh.mean(), "actor/replay_ratio_mean": 0.0, "actor/replay_shaped_mean": 0.0}
+    if len(stored):
+        expected["actor/replay_ratio_mean"] = stored.mean()
+        expected["actor/replay_shaped_mean"] = (stored / (stored + beta)).mean()
+        expected["actor/replay_ess"] = stored.sum() ** 2 / (stored**2).sum() / len(stored)
+    for name, value in expected.items():
+        assert metrics[name] == pytest.approx(float(value), rel=1e-3), name
+
+
+def test_the_settings_of_a_run_reach_its_gradients(runs, model):
+    """Every number of the loss unlike its default, those of scoring too."""
+    settings = (
+        "actor_rollout_ref.rollout.temperature=0.7",
+        "actor_rollout_ref.actor.clip_ratio_low=0.1",
+        "actor_rollout_ref.actor.clip_ratio_high=0.3",
+        "actor_rollout_ref.actor.entropy_coeff=0.05",
+        "actor_rollout_ref.actor.loss_scale_factor=20",
+        "exgrpo.loss.beta=0.4",
+    )
+    run = runs("settings", 3, *AT_ONCE, *settings)
+    objective = objective_of(temperature=0.7, low=0.1, high=0.3, entropy=0.05, horizon=20, beta=0.4)
+    steps = steps_of(run, model, 0.7)
+    for step in steps:
+        found = check(step, model, list(step.groups.values()), objective)
+        check_ratios(found, run.metrics[step.number], beta=0.4)
+        chosen = [model.at(step.updates[0].weights).mean_entropy(row, 0.7)
+                  for rows in step.groups.values() for row in rows if row.past is not None]  # fmt: skip
+        entropy = run.metrics[step.number]["experience/selected_entropy_mean"]
+        assert entropy == pytest.approx(np.mean(chosen) if chosen else 0, rel=1e-3)
+    assert len(steps[-1].sources) == 2
+
+
+def test_without_correction_stored_rows_are_weighed_by_todays_policy(runs, model):
+    run = runs("old", 3, *AT_ONCE, "exgrpo.loss.importance=old")
+    for step in steps_of(run, model):
+        now = model.at(step.updates[0].weights)
+        groups = [
+            [row if row.past is None else dataclasses.replace(row, past=now.log_probs(row, 1.0)) for row in rows]
+            for rows in step.groups.values()
+        ]
+        check(step, model, groups, objective_of())
+    assert step.sources
+
+
+def test_replay_starts_after_the_threshold_and_the_workers_know(runs, model):
+    """Steps 1 and 2 are off although 2 passes the threshold, 3 collects, 4 replays; `before_replay` clips in 1 and 2."""
+
+    def reward(question, step, session):
+        return float(session < (1 if step == 1 else max(1, SOLVED[question])))
+
+    settings = ("exgrpo.start_threshold=0.4", "exgrpo.loss.fresh_clip=before_replay")
+    run = runs("threshold", 4, *MOVING, *settings, reward=reward)
+    assert [run.metrics[i]["experience/replay_active"] for i in (1, 2, 3, 4)] == [0, 0, 1, 1]
+    assert [run.metrics[i]["experience/added"] > 0 for i in (1, 2, 3, 4)] == [False, False, True, True]
+    differs = []
+    for step in steps_of(run, model):
+        groups = list(step.groups.values())
+        clips, other = (objective_of(clips_fresh=flag) for flag in (step.number <= 2, step.number > 2))
+        check(step, model, groups, clips)
+        model.at(step.updates[0].weights)
+        old = {id(row): model.log_probs(row, 1.0) for group in groups for row in group}
+        model.at(step.updates[-1].weights)
+        differs.append(distance(*(gradient(model, groups, old, one).gradient for one in (clips, other))))
+        assert bool(step.sources) == (step.number == 4)
+    assert min(differs[:2]) > 0.01  # clipping or not is a matter of the gradient before the start
+    assert max(differs[2:]) > 0.01  # and after it
+
+
+def test_a_group_that_lost_rollouts_is_trained_on_and_left_out_of_the_books(runs, model):
+    """q0 loses one rollout in step 1, q5 all of them in step 2; what is planned loses one in step 3."""
+
+    def lost(question, step, session):
+        return (question, step, session) == ("q0", 1, 3) or (question, step) == ("q5", 2) or (step, session) == (3, 2)
+
+    run = runs("lost", 3, *AT_ONCE, lost=lost)
+    books = Books()
+    for step in steps_of(run, model):
+        check(step, model, list(step.groups.values()), objective_of())
+        eligible = books.eligible()
+        assert len(step.sources) == min(B // 2, len(eligible))
+        books.close(step, run.script.rollouts)
+        partial = sum(len(rows) < K for rows in step.groups.values())
+        assert run.metrics[step.number]["experience/partial_groups"] == partial
+        assert run.metrics[step.number]["experience/buffer_trajectories"] == sum(map(len, books.stored.values()))
+    assert [run.metrics[i]["batch/questions"] for i in (1, 2, 3)] == [4, 3, 4]
+    assert "q0" not in {source.question for source in step.sources.values()}
+    assert [run.metrics[i]["experience/partial_groups"] for i in (1, 2, 3)] == [1, 0, 4]
+
+
+def test_reviewed_questions_are_in_the_batch(runs, model):
+    """Nothing else brings q3 back within an epoch: the loader is past it."""
+    review = ("exgrpo.bookkeeping.review_interval=1", "exgrpo.bookkeeping.review_share=1.0", "exgrpo.rho=0.25")
+    run = runs("review", 2, *AT_ONCE, *review)
+    assert run.script.questions[1] == ["q0", "q1", "q2", "q3"]
+    assert run.metrics[1]["experience/newly_retired"] == 1
+    assert "q3" in run.script.questions[2]
+    assert run.metrics[2]["experience/reviewed"] == 1
+    (uid,) = [uid for uid, question in steps_of(run, model)[1].questions.items() if question == "q3"]
+    assert len([key for key in run.group.rows[2] if key.startswith(uid)]) == K
+
+
+# ---- the other policies
+
+
+def test_on_policy_it_is_grpo(runs, model):
+    run = runs("on_policy", 2, *MOVING, "method=on_policy")
+    for step in steps_of(run, model):
+        assert not step.sources
+        check(step, model, list(step.groups.values()), objective_of())
+        assert run.metrics[step.number]["actor/replay_ratio_mean"] == 0
+    assert [run.script.questions[i] for i in (1, 2)] == [[f"q{i}" for i in range(4)], [f"q{i}" for i in range(4, 8)]]
+
+
+def test_masked_grpo_trains_on_its_band_alone(runs, model):
+    run = runs("masked", 2, *MOVING, "method=masked", "exgrpo.mask.band=medium")
+    for step in steps_of(run, model):
+        inside = {uid: 1 < step.successes(uid) <= 3 for uid in step.groups}
+        assert set(inside.values()) == {True, False}
+        check(step, model, [rows for uid, rows in step.groups.items() if inside[uid]], objective_of())
+        assert run.metrics[step.number]["batch/rows_out_of_update"] == K * sum(not kept for kept in inside.values())
+
+
+def test_refill_puts_past_successes_where_groups_have_no_variance(runs, model):
+    """q3 and q10 are solved by all, q4 and q11 by none; their rows go, successes of mixed groups come with 1 - k/K."""
+    run = runs("refill", 3, *AT_ONCE, "method=refill")
+    solved, seen = {}, 0
+    for step in steps_of(run, model):
+        rows = step.groups.items()
+        mixed = {uid: rows for uid, rows in rows if not uid.startswith("refill") and 0 < step.successes(uid) < K}
+        whole = {uid: rows for uid, rows in mixed.items() if len(rows) == K}
+        placed = [
+            dataclasses.replace(step.groups[key.rsplit("_", 2)[0]][0], advantage=1 - solved[source.question, source.step] / K)
+            for key, source in step.sources.items()
+        ]  # fmt: skip
+        metrics = run.metrics[step.number]
+        freed = (B - len(mixed)) * K
+        assert metrics["experience/freed_rows"] == freed
+        assert metrics["experience/replayed_rows"] == len(placed) == len(step.sources)
+        assert metrics["batch/rows_out_of_update"] == freed - len(placed)
+        check(step, model, [*whole.values(), *([one] for one in placed)], objective_of(shaping="clip"))
+        solved |= {(step.questions[uid], step.number): step.successes(uid) for uid in mixed}
+        seen += len(placed)
+    assert seen >= 4
+
+
+# ---- guard, checkpoints
+
+
+def test_updates_above_the_bound_are_skipped(runs):
+    run = runs("guard", 1, *AT_ONCE, "exgrpo.runtime.max_grad_norm=1e-9")
+    first, second = run.group.updates
+    assert all(torch.equal(first.weights[name], value) for name, value in second.weights.items())
+    assert run.metrics[1]["actor/skipped_updates"] == 2
+    assert run.metrics[1]["actor/grad_norm"] > 1e-9
+
+
+def test_a_resumed_run_does_what_the_uninterrupted_one_did(runs):
+    """Weights, questions, rollouts asked for, stored trajectories and gradients of the steps after the checkpoint."""
+    settings = (*AT_ONCE, "trainer.save_freq=2", "exgrpo.bookkeeping.review_interval=2", "exgrpo.rho=0.25")
+    whole = runs("whole", 4, *settings)
+    shutil.copytree(whole.folder, whole.folder.with_name("resumed"))
+    folder = whole.folder.with_name("resumed")
+    shutil.rmtree(folder / "global_step_4")
+    (folder / "latest_checkpointed_iteration.txt").write_text("2")
+    resumed = runs("resumed", 4, *settings)
+    assert sorted(resumed.group.rows) == [3, 4]
+    assert resumed.script.questions == {step: whole.script.questions[step] for step in (3, 4)}
+    for step in (3, 4):
+        assert list(resumed.group.rows[step].values()) == list(whole.group.rows[step].values())
+    later = [update for update in whole.group.updates if update.step > 2]
+    for mine, theirs in zip(resumed.group.updates, later, strict=True):
+        assert distance(mine.gradient, {name: value.double() for name, value in theirs.gradient.items()}) < 1e-4
+    assert sorted(resumed.metrics) == [1, 2, 3, 4]
+    for name in ("buffer_trajectories", "retired_questions", "reviewed", "replayed_questions", "reuse_max"):
+        assert resumed.metrics[4][f"experience/{name}"] == whole.metrics[4][f"experience/{name}"], name
+    assert whole.metrics[4]["experience/replayed_questions"] == 1
