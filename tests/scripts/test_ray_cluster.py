@@ -1,7 +1,9 @@
 """scripts/ray_cluster.sh and the Slurm example, with recorders for `ray`, `python` and `srun`: what they would start."""
 
 import os
+import signal
 import subprocess
+import time
 
 import pytest
 
@@ -85,6 +87,31 @@ def test_the_slurm_example_starts_head_workers_and_the_script(tmp_path):
     assert wait < run
     assert lines[run].startswith("NNODES=3 GPUS=4 RAY_ADDRESS=10.0.0.1:6379 ")
     assert "--cpus-per-task=96 --nodelist=node1" in lines[run]
+
+
+@pytest.mark.parametrize(("code", "requeued"), [(75, True), (1, False), (0, False)])
+def test_the_slurm_example_hands_the_signal_on_and_requeues_a_run_that_stopped(tmp_path, code, requeued):
+    """The job's signal reaches the run alone; 75 is the exit code of a run that saved and can go on."""
+    log, began = tmp_path / "log", tmp_path / "began"
+    run = f"trap 'sleep 0.2; exit {code}' USR1; touch {began}; for _ in $(seq 600); do /bin/sleep 0.1; done; exit 9"
+    commands = {
+        "scontrol": f'[ "$1" = show ] && echo node1 || echo "scontrol $*" >> {log}',
+        "srun": f'case "$*" in *hostname*) echo 10.0.0.1 ;; *luffy*) {run} ;; esac',
+        "sleep": ":",
+    }
+    for name, body in commands.items():
+        (tmp_path / name).write_text(f"#!/bin/bash\n{body}\n")
+        (tmp_path / name).chmod(0o755)
+    job = {"SLURM_SUBMIT_DIR": str(ROOT), "SLURM_JOB_NODELIST": "node1", "SLURM_JOB_ID": "17"}
+    job |= {"SCRIPT": "scripts/luffy_exgrpo.sh", "PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    process = subprocess.Popen(["bash", "scripts/slurm_example.sbatch"], cwd=ROOT, env=job)
+    deadline = time.monotonic() + 30
+    while not began.exists():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    process.send_signal(signal.SIGUSR1)
+    assert process.wait(timeout=30) == code
+    assert (log.exists() and log.read_text() == "scontrol requeue 17\n") is requeued
 
 
 def test_the_slurm_log_needs_no_folder():
