@@ -119,11 +119,12 @@ def equal_values(gold: Answer, answer: Answer) -> bool:
     one, other = (value if isinstance(value, Value) else Value(value.text) for value in (gold, answer))
     if one.numeral and other.numeral:
         return numerals_equal(one.numeral, other.numeral)
-    left, right = one.expression, other.expression
-    written = next((v.numeral for v in (one, other) if v.numeral and not v.numeral.exact), None)
-    if written and left is not None and right is not None and _constants(left, right):
-        return same_number(left, right, written)
-    return same(left, right)
+    try:
+        return _equal_expressions(one, other)
+    except (MemoryError, RecursionError):
+        raise
+    except Exception:  # noqa: BLE001 - SymPy raises many types on what it cannot compare, such as a symbol and an interval
+        return False
 
 
 _RULES = (
@@ -135,6 +136,14 @@ _RULES = (
     (Word, equal_words),
     (Value, equal_values),
 )
+
+
+def _equal_expressions(one: Value, other: Value) -> bool:
+    left, right = one.expression, other.expression
+    written = next((v.numeral for v in (one, other) if v.numeral and not v.numeral.exact), None)
+    if written and all(getattr(expression, "is_number", False) for expression in (left, right)):
+        return same_number(left, right, written)
+    return same(left, right)
 
 
 def _consistent(equation: Equation) -> bool:
@@ -219,10 +228,6 @@ def _times(value: Value, factor: Fraction) -> Value:
             else f"-{-product.numerator}/{product.denominator}"
         )
     return Value(rf"({value.text}) \cdot \frac{{{factor.numerator}}}{{{factor.denominator}}}")
-
-
-def _constants(*expressions: object) -> bool:
-    return all(getattr(expression, "is_number", False) for expression in expressions)
 
 
 def _only_case_differs(gold: str, answer: str) -> bool:

@@ -28,11 +28,10 @@ from sympy.core.relational import GreaterThan, LessThan, Relational, StrictLessT
 from sympy.logic.boolalg import BooleanFunction
 
 from verl_ext.rewards.numerals import Numeral, decimals_equal, is_rounding
+from verl_ext.rewards.sampling import Point, common_points, vanishes
 
-_DIGITS = 50  # two constants that differ in the first 40 of so many digits are different
-_DEEPEST = 1500  # digits after which a difference that nothing proves to be 0 counts as 0
+_DIGITS = 50
 _FLIPPED = {LessThan: GreaterThan, StrictLessThan: StrictGreaterThan}
-_SAMPLES = ("0.7316", "1.3847", "2.1953", "0.2869", "3.4171", "1.9027", "0.5503", "2.7735")
 
 
 def same(gold: object, answer: object) -> bool:
@@ -54,7 +53,8 @@ def same_expression(gold: Expr, answer: Expr) -> bool:
     difference = _rational(gold) - _rational(answer)
     if difference == 0 or expand(difference) == 0:
         return True
-    return not _differs_somewhere(difference) and _vanishes(simplify(difference))
+    points = common_points(gold, answer)
+    return points is not None and _is_zero(simplify(difference), points)
 
 
 def same_number(gold: Expr, answer: Expr, written: Numeral | None = None) -> bool:
@@ -132,38 +132,15 @@ def _fraction(value: Expr) -> Fraction | None:
 
 def _same_constant(gold: Expr, answer: Expr) -> bool:
     """Exact constants that are not both rational: told apart by their digits, else proved equal."""
-    left, right = gold.evalf(_DIGITS), answer.evalf(_DIGITS)
-    size, distance = abs(left).evalf(_DIGITS), abs(left - right).evalf(_DIGITS)
-    if not isinstance(size, Number) or not isinstance(distance, Number) or not size.is_finite:
-        return False
-    if distance > size * Rational(1, 10**40):
-        return False
-    return _vanishes(simplify(gold - answer))
+    points = common_points(gold, answer)
+    return bool(points) and _is_zero(simplify(gold - answer), points[:1])
 
 
-def _vanishes(difference: Expr) -> bool:
-    """Whether a simplified difference is 0: proved, or at so many digits at a point where it would not be by chance."""
-    if difference.is_zero is not None and difference.is_number:
+def _is_zero(difference: Expr, points: list[Point]) -> bool:
+    """Whether a simplified difference is 0: proved, or by its value at all points."""
+    if difference.is_number and difference.is_zero is not None:
         return bool(difference.is_zero)
-    value = _at_sample(difference, _DEEPEST)
-    return value is not None and bool(value < Rational(1, 10 ** (_DEEPEST - 100)))
-
-
-def _differs_somewhere(difference: Expr) -> bool:
-    """Cheap proof that it is not 0 everywhere: its value at one point. Most wrong answers end here."""
-    value = _at_sample(difference, 100)
-    return value is not None and bool(value > Rational(1, 10**40))
-
-
-def _at_sample(expression: Expr, digits: int) -> Expr | None:
-    """Absolute value at a point that no identity was made for; None where it has none."""
-    symbols = sorted(expression.free_symbols, key=str)
-    if len(symbols) > len(_SAMPLES):
-        return None
-    point = {symbol: Rational(number) for symbol, number in zip(symbols, _SAMPLES, strict=False)}
-    value = expression.subs(point).evalf(15, maxn=digits)
-    size = abs(value)
-    return size if isinstance(size, Number) and size.is_finite else None
+    return vanishes(difference, points)
 
 
 def _rational(expression: Expr) -> Expr:

@@ -43,6 +43,9 @@ SAME = [
     (FiniteSet(1, 2), FiniteSet(2, 1)),
     (Interval(0, 1), Interval(0, 1)),
     (Float("1.6e-19"), Float("1.61e-19")),
+    (sympy.log(X**2), 2 * sympy.log(X)),
+    (sympy.cos(pi * N), (-1) ** N),
+    (sympy.Function("f")(X) * 2, sympy.Function("f")(X) + sympy.Function("f")(X)),
 ]
 DIFFERENT = [
     (1 - TINY, 1 - TINY / 2),
@@ -73,6 +76,16 @@ DIFFERENT = [
     (Matrix([1, 2]), FiniteSet(1, 2)),
     (sympy.S.EmptySet, Integer(0)),
     (And(X > 0, X < 1), And(X > 0, X < 2)),
+    (sympy.Abs(X), X),
+    (sqrt(X**2), X),
+    (sympy.ceiling(N / 2) + 1, Integer(2)),
+    (sympy.floor(N / 2), (N - 1) / 2),
+    ((-1) ** N, Integer(1)),
+    (sympy.sign(X), Integer(1)),
+    (sympy.cos(pi * N), Integer(1)),
+    (X + Rational(1, 10**300), X),
+    (X * (1 + Rational(1, 10**300)), X),
+    (sympy.Function("f")(X), sympy.Function("g")(X)),
 ]
 
 
