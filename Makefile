@@ -6,7 +6,7 @@ unexport PYTHONDONTWRITEBYTECODE
 export VENV
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-fast test-scripts lint lock clean
+.PHONY: help setup demo test test-fast test-scripts mutants lint lock clean
 
 help: ## show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -25,6 +25,9 @@ test-fast: setup ## run the unit tests
 
 test-scripts: setup ## run every reproduction script with the tiny model
 	$(PYTHON_IN_VENV) -m pytest -m scripts
+
+mutants: setup ## plant every fault of tests/mutants.yaml and show what its tests do not notice (20 minutes)
+	$(PYTHON_IN_VENV) scripts/mutants.py
 
 lint: setup ## ruff and shellcheck
 	$(VENV)/bin/ruff check .

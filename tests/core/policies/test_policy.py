@@ -62,9 +62,15 @@ def test_on_policy_takes_a_question_twice_when_the_loader_gives_it_twice():
 
 def test_the_generator_is_saved_and_seeded_by_the_configuration():
     policy = make("on_policy", seed=4)
+    assert policy.rng.random() == make("on_policy", seed=4).rng.random()
+    policy.rng.random(7)  # a state that the seed alone does not give
     state = json.loads(json.dumps(policy.state_dict()))
     drawn = policy.rng.random(5).tolist()
-    assert drawn == make("on_policy", seed=4).rng.random(5).tolist() != make("on_policy", seed=5).rng.random(5).tolist()
+    assert (
+        drawn
+        == make("on_policy", seed=4).rng.random(13)[8:].tolist()
+        != make("on_policy", seed=5).rng.random(13)[8:].tolist()
+    )
     resumed = make("on_policy", seed=5)
     resumed.load_state_dict(state, None)
     assert resumed.rng.random(5).tolist() == drawn
