@@ -86,7 +86,7 @@ def load(path: Path) -> list[Mutant]:
     return mutants
 
 
-def run_tests(tests: Sequence[str], tree: Path, limit_s: float = LIMIT_S) -> tuple[int | None, str]:
+def run_tests(tests: Sequence[str], tree: Path, limit_s: float) -> tuple[int | None, str]:
     """Exit code (None: no end within `limit_s` seconds) and output of pytest in `tree`.
 
     Modules of `tree` come before those of the checkout that is installed.
@@ -115,7 +115,7 @@ def judge(mutant: Mutant, tree: Path) -> Verdict:
     except (OSError, ValueError) as error:
         return Verdict(mutant.name, BROKEN, str(error))
     try:
-        code, output = run_tests(mutant.tests, tree)
+        code, output = run_tests(mutant.tests, tree, LIMIT_S)
     finally:
         (tree / mutant.file).write_text(source, encoding="utf-8")
     failed = FAILURE.search(output)
