@@ -322,7 +322,10 @@ def test_on_policy_it_is_grpo(runs, model):
     for step in steps_of(run, model):
         assert not step.sources
         check(step, model, list(step.groups.values()), objective_of())
-        assert run.metrics[step.number]["actor/replay_ratio_mean"] == 0
+        metrics, rewards = run.metrics[step.number], [row.reward for rows in step.groups.values() for row in rows]
+        assert metrics["actor/replay_ratio_mean"] == 0
+        assert metrics["batch/pass_rate"] == pytest.approx(np.mean(rewards))
+        assert metrics["batch/solve_all"] == sum(step.successes(uid) == K for uid in step.groups)
     assert [run.script.questions[i] for i in (1, 2)] == [[f"q{i}" for i in range(4)], [f"q{i}" for i in range(4, 8)]]
 
 
