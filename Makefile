@@ -6,7 +6,7 @@ unexport PYTHONDONTWRITEBYTECODE
 export VENV
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-fast test-scripts mutants lint lock clean
+.PHONY: help setup demo test test-long test-fast test-scripts mutants lint lock clean
 
 help: ## show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -17,11 +17,14 @@ setup: ## install the pinned CPU environment into .venv (Python 3.11, 3 GB; noth
 demo: setup ## train a tiny model with ExGRPO through verl, FSDP2 and vLLM on this machine, and plot it
 	@PATH="$(CURDIR)/$(VENV)/bin:$$PATH" bash scripts/run_demo.sh
 
-test: setup ## run every test, the real stack included
-	$(PYTHON_IN_VENV) -m pytest -m "not scripts"
+test: setup ## run the tests, the real stack included (20 minutes)
+	$(PYTHON_IN_VENV) -m pytest -m "not long and not scripts"
+
+test-long: setup ## run the rest: whole runs under fault, other policies, evaluation (10 minutes)
+	$(PYTHON_IN_VENV) -m pytest -m long
 
 test-fast: setup ## run the unit tests
-	$(PYTHON_IN_VENV) -m pytest -m "not slow and not verl and not stack and not scripts"
+	$(PYTHON_IN_VENV) -m pytest -m "not slow and not verl and not stack and not long and not scripts"
 
 test-scripts: setup ## run every reproduction script with the tiny model
 	$(PYTHON_IN_VENV) -m pytest -m scripts

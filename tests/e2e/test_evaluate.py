@@ -15,7 +15,7 @@ from data import toy_task
 from verl_ext.evaluation import journal
 from verl_ext.evaluation.model import find_model, merged
 
-pytestmark = [pytest.mark.stack, pytest.mark.slow]
+pytestmark = [pytest.mark.stack, pytest.mark.long]
 ROOT = Path(__file__).resolve().parents[2]
 QUESTIONS, SAMPLES, CHUNK = 128, 4, 16
 KNOWN_MEAN = 0.594  # at temperature 0.6 with seed 0; another processor may round a few tokens differently

@@ -17,7 +17,7 @@ from recipe.exgrpo.runs.folder import checkpoints, tracked_step
 from recipe.exgrpo.runs.lock import NAME
 from recipe.exgrpo.runs.summary import last_step
 
-pytestmark = pytest.mark.stack
+pytestmark = [pytest.mark.stack, pytest.mark.long]
 ROOT = Path(__file__).resolve().parents[2]
 BASE = (
     *("data.train_batch_size=8", "actor_rollout_ref.actor.ppo_mini_batch_size=4", "exgrpo.start_threshold=null"),

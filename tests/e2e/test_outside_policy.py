@@ -10,7 +10,7 @@ import pytest
 from recipe.exgrpo.checkpoint.stored import Stored
 from recipe.exgrpo.cli.main import main
 
-pytestmark = pytest.mark.stack
+pytestmark = [pytest.mark.stack, pytest.mark.long]
 EXTENSION = Path(__file__).resolve().parents[1] / "extension"
 RESCUE = "outside_policy:Rescue"
 # Few questions, all of them in every step: what was solved in one step and failed in the next is rescued.

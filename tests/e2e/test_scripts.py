@@ -15,13 +15,14 @@ from recipe.exgrpo.presets.paper_settings import differences
 
 LIMIT_S = 480
 SIZES = ("data.", "actor_rollout_ref.", "trainer.", "reward.", "preset.template", "exgrpo.start_threshold")
-# One script of each family runs in `make test`: an ablation, which is the ExGRPO run too, is `replay_run`; the on-policy
-# baseline and continuous rewards run in test_replay.py. All of them run in `make test-scripts`.
+# One script of each family runs in continuous integration: an ablation, which is the ExGRPO run too, is `replay_run`; the
+# on-policy baseline and continuous rewards run in test_replay.py; these in `make test-long`. All run in `make test-scripts`.
 FAMILIES = ("masked_grpo",)
 # `replay_run` has them fit into six steps.
 REVIEW = {"exgrpo.bookkeeping.review_interval", "exgrpo.bookkeeping.review_share"}
 NAMES = [str(path.relative_to(ROOT / "scripts").with_suffix("")) for path in experiment_scripts()]
-CASES = [pytest.param(name, marks=pytest.mark.stack if name in FAMILIES else pytest.mark.scripts) for name in NAMES]
+LONG = (pytest.mark.stack, pytest.mark.long)
+CASES = [pytest.param(name, marks=LONG if name in FAMILIES else pytest.mark.scripts) for name in NAMES]
 
 
 def run_tiny(name: str, folder: Path, *overrides: str) -> list[dict]:

@@ -233,5 +233,5 @@ def test_another_python_is_refused_by_name(tree):
 
 def test_make_names_its_targets():
     done = subprocess.run(["make", "-s"], cwd=ROOT, capture_output=True, text=True, check=True)
-    targets = {"help", "setup", "demo", "test", "test-fast", "test-scripts", "lint", "lock", "clean"}
+    targets = {"help", "setup", "demo", "test", "test-fast", "test-long", "test-scripts", "mutants", "lint", "lock", "clean"}
     assert {line.split()[1] for line in done.stdout.splitlines()} == targets
