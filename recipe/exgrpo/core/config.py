@@ -186,6 +186,28 @@ class RefillConfig:
 
 
 @dataclass(frozen=True)
+class ExperienceConfig:
+    """Experience from elsewhere, read into the store of a new run before its first step (docs/experience.md).
+
+    `init_from`: parquet or JSON-lines files of traces, and saved states (`global_step_N`, or what `exgrpo experience import`
+    wrote). Every trace is rendered, regraded and deduplicated; failures are left out unless `keep_failures`, what is longer
+    than `data.max_response_length` unless `overlong: cut`, and a row that cannot be read ends the run unless `skip_bad`.
+    `importance` is for log-probs that are missing: `scored` computes them once with the start policy, `none` takes pi_past = 1,
+    so that w is pi_theta itself (LUFFY).
+    """
+
+    init_from: tuple[str, ...] = ()
+    importance: str = "scored"
+    overlong: str = "refuse"
+    keep_failures: bool = False
+    skip_bad: bool = False
+
+    def __post_init__(self) -> None:
+        _one_of("exgrpo.experience.importance", self.importance, ("scored", "none"))
+        _one_of("exgrpo.experience.overlong", self.overlong, ("refuse", "cut"))
+
+
+@dataclass(frozen=True)
 class RuntimeConfig:
     """Guards and plumbing that the paper does not have.
 
@@ -247,6 +269,7 @@ class ExGRPOConfig:
     loss: LossConfig = field(default_factory=LossConfig)
     mask: MaskConfig = field(default_factory=MaskConfig)
     refill: RefillConfig = field(default_factory=RefillConfig)
+    experience: ExperienceConfig = field(default_factory=ExperienceConfig)
     options: dict | None = None
     runtime: RuntimeConfig = field(default_factory=RuntimeConfig)
 
