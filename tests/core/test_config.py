@@ -60,6 +60,7 @@ OURS = {
         "score_max_tokens": None,
         "seeded_rollouts": False,
         "stop_grace_s": 900.0,
+        "history_mb": 64.0,
     },
 }
 PAPER_TRAINING = {
@@ -116,6 +117,7 @@ NULLABLE = {
     "exgrpo.bookkeeping.upper",
     *(f"exgrpo.buffer.{name}" for name in ("max_bytes", "max_per_question", "max_age_steps", "max_reuse")),
     *(f"exgrpo.runtime.{name}" for name in ("max_grad_norm", "stall_timeout_s", "score_max_tokens", "stop_grace_s")),
+    "exgrpo.runtime.history_mb",
 }
 
 

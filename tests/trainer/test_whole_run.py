@@ -16,6 +16,7 @@ import torch
 from oracle import Float64, Found, Objective, Row, gradient
 from whole_runs import MODEL, SIZES, SOLVED, B, K, Rollout, Run, Runs, Update
 
+from recipe.exgrpo.runs.history import read_history
 from recipe.exgrpo.trainer.worker import ExGRPOWorker
 
 pytestmark = pytest.mark.verl
@@ -361,6 +362,65 @@ def test_refill_puts_past_successes_where_groups_have_no_variance(runs, model):
     assert seen >= 4
 
 
+# ---- history.jsonl
+
+
+def test_the_history_says_what_was_replayed_and_why(runs, model):
+    """Line by line against the script: outcomes of all groups, candidates with the oracle's scores, what was taken."""
+    run = runs("history", 4, *AT_ONCE)
+    history, taken = {row["step"]: row for row in read_history(run.folder / "history.jsonl")}, 0
+    stored: dict[str, list[Rollout]] = defaultdict(list)
+    for step in steps_of(run, model):
+        line, metrics = history[step.number], run.metrics[step.number]
+        outcomes = {question: (step.successes(uid), K) for uid, question in step.questions.items()}
+        found = zip(line["question"], line["solved"], line["size"], line["joined"], strict=True)
+        assert {question: (solved, size) for question, solved, size, _ in found} == outcomes
+        assert sorted(question for _, question in line["replayed"]) == sorted(s.question for s in step.sources.values())
+        assert (
+            sum(line["joined"]) == len(line["replayed"]) == len(line["choices"]) == metrics["experience/replayed_rows"]
+        )
+        model.at(step.updates[0].weights)
+        replayed = {source.question: source for source in step.sources.values()}
+        for choice in line["choices"]:
+            check_choice(choice, stored[choice["question"][0]], replayed, model)
+            assert [choice["row"][0], choice["question"][0]] in line["replayed"]
+            taken += 1
+        assert metrics["experience/history_bytes"] > 100
+        for uid, question in step.questions.items():
+            new = [r for key, r in run.script.rollouts.items() if key.rsplit("_", 2)[0] == uid and r.reward > 0.5]
+            stored[question] += new if 0 < step.successes(uid) < K else []
+    assert sorted(history) == [1, 2, 3, 4]
+    assert taken >= 4
+
+
+def check_choice(choice: dict, stored: list[Rollout], replayed: dict[str, Rollout], model: Float64) -> None:
+    """All that is stored of the question competed, ordered by the oracle's entropy; the first was taken."""
+    rows = [Row(one.prompt, one.response, one.reward) for one in stored]
+    scores = [model.mean_entropy(row, 1.0) for row in rows]
+    order = np.argsort(scores, kind="stable")
+    assert choice["considered"] == len(rows) == len(choice["row"])
+    assert choice["entropy"] == pytest.approx([scores[i] for i in order], rel=1e-3)
+    assert choice["birth_step"] == [stored[i].step for i in order]
+    assert choice["taken"] == [True] + [False] * (len(rows) - 1)
+    assert stored[order[0]] == replayed[choice["question"][0]]
+
+
+def test_the_history_of_refill_names_the_rows_that_were_placed(runs):
+    run = runs("history_refill", 3, *AT_ONCE, "method=refill")
+    lines = list(read_history(run.folder / "history.jsonl"))
+    for line in lines:
+        metrics = run.metrics[line["step"]]
+        assert len(line["replayed"]) == metrics["experience/replayed_rows"]
+        assert sum(sum(choice["taken"]) for choice in line["choices"]) == metrics["experience/drawn_groups"]
+    assert sum(len(line["replayed"]) for line in lines) >= 4
+
+
+def test_switched_off_there_is_no_history(runs):
+    run = runs("no_history", 1, *AT_ONCE, "exgrpo.runtime.history_mb=null")
+    assert not (run.folder / "history.jsonl").exists()
+    assert run.metrics[1]["experience/history_bytes"] == 0
+
+
 # ---- guard, checkpoints
 
 
@@ -389,6 +449,10 @@ def test_a_resumed_run_does_what_the_uninterrupted_one_did(runs):
     for mine, theirs in zip(resumed.group.updates, later, strict=True):
         assert distance(mine.gradient, {name: value.double() for name, value in theirs.gradient.items()}) < 1e-4
     assert sorted(resumed.metrics) == [1, 2, 3, 4]
+    lines = [list(read_history(run.folder / "history.jsonl")) for run in (whole, resumed)]
+    assert [(line["step"], line["question"], line["solved"], line["replayed"]) for line in lines[0]] == [
+        (line["step"], line["question"], line["solved"], line["replayed"]) for line in lines[1]
+    ]
     for name in ("buffer_trajectories", "retired_questions", "reviewed", "replayed_questions", "reuse_max"):
         assert resumed.metrics[4][f"experience/{name}"] == whole.metrics[4][f"experience/{name}"], name
     assert whole.metrics[4]["experience/replayed_questions"] == 1

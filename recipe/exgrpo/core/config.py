@@ -226,8 +226,10 @@ class RuntimeConfig:
     seeded_rollouts: bool = False
     stop_grace_s: float | None = 900.0
 
+    `history_mb`: largest size of `history.jsonl`, outcomes and replay decisions of every step for `exgrpo browse`; beyond it
+    the oldest half goes. null: none is written.
     def __post_init__(self) -> None:
-        for name in ("max_grad_norm", "stall_timeout_s", "score_max_tokens", "stop_grace_s"):
+        for name in ("max_grad_norm", "stall_timeout_s", "score_max_tokens", "stop_grace_s", "history_mb"):
             _positive_or_none(f"exgrpo.runtime.{name}", getattr(self, name))
         _require(
             0 < self.poll_min_s <= self.poll_max_s,
@@ -235,6 +237,7 @@ class RuntimeConfig:
             f"got {self.poll_min_s}.",
         )
 
+    history_mb: float | None = 64.0
 
 @dataclass(frozen=True)
 class ExGRPOConfig:

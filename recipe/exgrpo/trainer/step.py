@@ -7,6 +7,7 @@ import numpy as np
 from transfer_queue import KVBatchMeta
 
 from recipe.exgrpo.core.buffer import Response, Trajectory
+from recipe.exgrpo.core.policies.choices import Choice
 from recipe.exgrpo.core.policies.policy import Arrangement, Group, Member, Slot
 from recipe.exgrpo.trainer.rows import (
     IN_UPDATE,
@@ -25,7 +26,7 @@ class Step:
     """One training step: `slots` by uid in batch order, then what came of them.
 
     `keys` holds the keys of each of `groups`, fresh rollouts first; `advantages` are those that a policy sets itself,
-    `replaced` the rows whose places stored trajectories took.
+    `replaced` the rows whose places stored trajectories took, `placed` these trajectories.
     """
 
     number: int = 0
@@ -35,6 +36,7 @@ class Step:
     infos: list[dict] = field(default_factory=list)
     joined: list[Joined] = field(default_factory=list)
     advantages: dict[str, float] = field(default_factory=dict)
+    placed: list[Trajectory] = field(default_factory=list)
     replaced: dict[str, dict] = field(default_factory=dict)
     partition_id: str = "train"
     rows_out: int = 0
@@ -79,6 +81,7 @@ class Step:
         self.advantages = {self.key(member): value for member, value in arrangement.advantages.items()}
         self.advantages |= dict(zip(names, (one.advantage for one in arrangement.place), strict=True))
         return batch
+        self.placed = [one.trajectory for one in arrangement.place]
 
     def read(self, members: Sequence[Member]) -> list[Response]:
         """Rollouts of this step with their log-probs of pi_old; TransferQueue no longer has those replaced."""
@@ -96,6 +99,19 @@ class Step:
         return [
             key for group, keys in zip(self.groups, self.keys, strict=True) for key in keys[: len(group.fresh_rewards)]
         ]
+
+    def history(self, choices: Sequence[Choice], threshold: float) -> dict:
+        """What history.jsonl keeps of a finished step: outcome of every group, what was replayed, and what competed for it."""
+        replayed = [one.trajectory for one in self.joined] + self.placed
+        return {
+            "step": self.number,
+            "question": [group.question for group in self.groups],
+            "solved": [sum(reward > threshold for reward in group.rewards) for group in self.groups],
+            "size": [group.size for group in self.groups],
+            "joined": [len(group.joined) for group in self.groups],
+            "replayed": [[trajectory.row, trajectory.question] for trajectory in replayed],
+            "choices": [choice.as_dict() for choice in choices],
+        }
 
     @property
     def pass_rate(self) -> float:

@@ -35,6 +35,7 @@ from recipe.exgrpo.core.policies import make_policy
 from recipe.exgrpo.core.policies.policy import Slot, Tools
 from recipe.exgrpo.core.selection import Scores
 from recipe.exgrpo.runs import stopping
+from recipe.exgrpo.runs.history import History
 from recipe.exgrpo.trainer import lifecycle
 from recipe.exgrpo.trainer.cursor import Cursor
 from recipe.exgrpo.trainer.objective import ESTIMATOR, exgrpo_loss, replay_metrics
@@ -68,6 +69,9 @@ class ExGRPOTrainer(PPOTrainerSync):
         self.watchdog = Watchdog(self.settings.runtime.stall_timeout_s)
         self.metrics_log = JsonlLogger(Path(config.trainer.default_local_dir) / "metrics.jsonl")
         self.current = Step()
+        self.history = History(
+            Path(config.trainer.default_local_dir) / "history.jsonl", self.settings.runtime.history_mb
+        )
         self.training = False
         with open_dict(config):
             # verl derives its asynchronous code paths from any name other than this one.
@@ -254,7 +258,8 @@ class ExGRPOTrainer(PPOTrainerSync):
         """Bookkeeping of the finished step; returns its `batch/`, reward and `experience/` metrics."""
         step = self.current
         self.policy.finish(step.groups, self._tools, self.global_steps, step.pass_rate)
-        metrics = batch_metrics(step.groups, self.settings.bookkeeping.success_threshold) | reward_metrics(step.infos)
+        threshold = self.settings.bookkeeping.success_threshold
+        metrics = batch_metrics(step.groups, threshold) | reward_metrics(step.infos)
         metrics["batch/rows_out_of_update"] = float(step.rows_out)
         experience = self.policy.metrics(self.global_steps) | {
             "skipped_draws": self.cursor.skipped,
@@ -277,6 +282,7 @@ class ExGRPOTrainer(PPOTrainerSync):
         # Before verl's tracker file is written: a checkpoint that verl calls complete always has its experience.
         def save() -> None:
             self.experience.save(self.global_steps, self.policy)
+            "history_bytes": self.history.append(step.history(self.policy.choices(), threshold)),
             lifecycle.write_data_state(self._run_folder / f"global_step_{self.global_steps}", self.data_state)
             super(ExGRPOTrainer, self)._save_checkpoint()
 
@@ -308,6 +314,7 @@ class ExGRPOTrainer(PPOTrainerSync):
     def _resumed_folder(self) -> Path:
         if self.config.trainer.resume_mode == "resume_path":
             return Path(self.config.trainer.resume_from_path)
+        self.history.rewind(self.global_steps)
         return self._run_folder / f"global_step_{self.global_steps}"
 
     # ---- an end before the last step -------------------------------------------------------------------------------

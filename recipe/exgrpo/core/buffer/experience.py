@@ -191,6 +191,10 @@ class ExperienceBuffer:
         q = self._questions.index.get(question)
         return np.empty(0, np.int64) if q is None else self._store.rows.serial[self._store.positions(q)]
 
+    def question_of(self, row: int) -> str:
+        """The question of the trajectory with handle `row`; KeyError when it is gone."""
+        return self._questions.names[self._store.rows.question[self._store.find(row)[0]]]
+
     def trajectory(self, row: int) -> Trajectory:
         """A copy of the trajectory with handle `row`; KeyError when it is gone."""
         rows, at = self._store.rows, int(self._store.find(row)[0])

@@ -118,8 +118,10 @@ class ExGRPO(Replay):
 
     def _select(self, rows: np.ndarray, scores: Scores | None, step: int) -> Trajectory:
         """The best ranked of `rows`; its use is noted."""
-        first = self.rank(self.store.candidates(rows), scores, self.context(step))[0]
-        return self.take(int(rows[first]), step)
+        candidates = self.store.candidates(rows)
+        order = self.rank(candidates, scores, self.context(step))
+        self.consider(candidates, scores, order, order[:1])
+        return self.take(int(rows[order[0]]), step)
 
     def finish(self, groups: Sequence[Group], tools: Tools, step: int, pass_rate: float) -> None:
         if not self.active and self.config.bookkeeping.retire_from_start:

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from recipe.exgrpo.core.buffer import ExperienceBuffer, Trajectory
+from recipe.exgrpo.core.policies.choices import Choice
 
 METRICS = {
     "replay_active": "1 once stored experience is in use (after the delayed start), 0 before and on-policy.",
@@ -58,6 +59,7 @@ class Report:
     ages: list[int] = field(default_factory=list)
     reuses: list[int] = field(default_factory=list)
     evicted: dict[str, int] = field(default_factory=dict)
+    choices: list[Choice] = field(default_factory=list)
 
     def replayed(self, trajectory: Trajectory, step: int) -> None:
         """Note that `trajectory`, as it was before this use, is in the update of `step`."""

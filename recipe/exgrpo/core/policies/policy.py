@@ -14,6 +14,7 @@ import numpy as np
 
 from recipe.exgrpo.core.buffer import ExperienceBuffer, Response, Trajectory
 from recipe.exgrpo.core.config import ExGRPOConfig, LossConfig
+from recipe.exgrpo.core.policies.choices import Choice
 from recipe.exgrpo.core.policies.metrics import METRICS
 from recipe.exgrpo.core.policies.rules import Context
 from recipe.exgrpo.core.selection import Scores
@@ -158,6 +159,10 @@ class Policy:
         """Continue from `state_dict()` and a restored store: the same next draws as without the interruption."""
         self.rng.bit_generator.state = state["rng"]
         self.store = store
+    def choices(self) -> list[Choice]:
+        """What competed for places in the step just finished, and what was taken; goes into history.jsonl."""
+        return []
+
 
     @classmethod
     def stored_rollouts(cls, config: ExGRPOConfig, rollouts: int, steps: int) -> float:

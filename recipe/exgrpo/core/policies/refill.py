@@ -75,9 +75,12 @@ class Refill(Replay):
         heads, sizes = rows[first[may]], sizes[may]
         if not len(heads):
             return []
-        order = self.rank(heads, self._scores(store, heads, tools), self.context(step))
+        scores = self._scores(store, heads, tools)
+        order = self.rank(heads, scores, self.context(step))
+        taken = fitting(order, sizes, budget)
+        self.consider(heads, scores, order, taken, store)
         placed = []
-        for i in fitting(order, sizes, budget):
+        for i in taken:
             members = rows.row[rows.group == heads.group[i]]
             placed += [self._placed(self.take(int(row), step, store)) for row in members]
             self.report.drawn_groups += 1

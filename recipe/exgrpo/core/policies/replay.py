@@ -1,13 +1,15 @@
 """What policies with a store have in common: rules by name, delayed start, admission of this step's rollouts, state."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any, ClassVar
 
 import numpy as np
 
-from recipe.exgrpo.core.buffer import ExperienceBuffer, Provenance, Trajectory
+from recipe.exgrpo.core.buffer import Candidates, ExperienceBuffer, Provenance, Trajectory
 from recipe.exgrpo.core.config import ExGRPOConfig, LossConfig
 from recipe.exgrpo.core.policies.admit import ADMIT
+from recipe.exgrpo.core.policies.choices import Choice
 from recipe.exgrpo.core.policies.gate import GATE
 from recipe.exgrpo.core.policies.metrics import Report
 from recipe.exgrpo.core.policies.place import PLACE
@@ -15,6 +17,7 @@ from recipe.exgrpo.core.policies.policy import Dataset, Group, Policy, Slot, Too
 from recipe.exgrpo.core.policies.rank import RANK
 from recipe.exgrpo.core.policies.rules import chosen
 from recipe.exgrpo.core.schedule import DelayedStart
+from recipe.exgrpo.core.selection import Scores
 
 
 class Replay(Policy):
@@ -100,6 +103,27 @@ class Replay(Policy):
         self.report.replayed(trajectory, step)
         store.mark_used(row, step)
         return trajectory
+
+    def consider(
+        self,
+        candidates: Candidates,
+        scores: Scores | None,
+        order: np.ndarray,
+        taken: Sequence[int] | np.ndarray,
+        store: ExperienceBuffer | None = None,
+    ) -> None:
+        """Report what competed: positions in `candidates`, all in the rank rule's `order`, and those `taken`.
+
+        Before they are taken: uses are reported as they were. Those of another `store` than the policy's own have no handle
+        that outlives the step.
+        """
+        choice = Choice.of(self.store if store is None else store, candidates, scores, order, taken)
+        if store is not None and store is not self.store:
+            choice = replace(choice, row=[-1] * len(choice.row))
+        self.report.choices.append(choice)
+
+    def choices(self) -> list[Choice]:
+        return self.report.choices
 
     def metrics(self, step: int) -> dict[str, float]:
         return self.report.metrics(self.store, step)
