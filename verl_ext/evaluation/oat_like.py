@@ -25,11 +25,11 @@ _BARE_ROOT = re.compile(r"\\sqrt\s*([^{\s\\\[])")
 _QUOTIENT = re.compile(r"(-?\d+)/(-?\d+)")
 
 
-def oat_like_score(data_source: str, text: str, gold: str, grader: Grader) -> float:
-    """1.0 if the response `text` (untrusted) counts as correct, else 0.0."""
+def oat_like_score(data_source: str, text: str, gold: str, grader: Grader, truncated: bool = False) -> float:
+    """1.0 if the response `text` (untrusted) counts as correct, else 0.0. `truncated`: cut off at the length limit."""
     rule = find_rule(data_source)
     if rule is not math_rule:
-        return rule(text, gold, grader).score
+        return rule(text, gold, grader, truncated=truncated).score
     answer = boxed_answer(text)
     if not answer or is_absurd(answer, ANSWER_LIMIT):
         return 0.0

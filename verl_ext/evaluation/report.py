@@ -44,7 +44,8 @@ def oat_like(
         gold = golds[row["benchmark"], row["question"]]
         about = {key: row[key] for key in ("benchmark", "question", "sample")}
         about |= {"gold": gold, "extracted": row["score"]["extracted"], "training": row["score"]["score"]}
-        return about, oat_like_score(row["benchmark"], row["text"], gold, grader)
+        truncated = row["finish_reason"] == "length"
+        return about, oat_like_score(row["benchmark"], row["text"], gold, grader, truncated)
 
     graded: dict[str, list[tuple[dict, float]]] = {b.name: [] for b in benchmarks}
     waiting = iter(rows)

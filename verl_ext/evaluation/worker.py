@@ -73,7 +73,7 @@ def _graded(row: dict, job: dict) -> dict:
     from verl_ext.rewards import compute_score
 
     question = job["questions"][row["benchmark"]][row["question"]]
-    info = {"think_format": question["think_format"]}
+    info = {"think_format": question["think_format"], "truncated": row["finish_reason"] == "length"}
     return row | {
         "score": compute_score(row["benchmark"], row["text"], question["ground_truth"], info, **job["grading"])
     }

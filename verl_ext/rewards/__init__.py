@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
-from verl_ext.rewards.grade import Grade, final_answer, last_boxed, shorten, solution_text
+from verl_ext.rewards.grade import THINK_ENDS, Grade, final_answer, last_boxed, shorten, solution_text
 from verl_ext.rewards.placeholders import is_placeholder
 from verl_ext.rewards.pool import Grader, GradingError, GradingTimeout
 from verl_ext.rewards.rules import Rule, find_rule, register_rule
@@ -46,6 +46,8 @@ class RewardOptions:
     Attributes:
         think_format: True or False for every sample; None follows `extra_info.think_format` of each sample, which
             data/prepare_*.py writes from the prompt template, and is False where that is missing.
+        think_end: with the think format, "last" grades what follows the last `</think>`, "first" what stands between the
+            first and the second, as the authors' released run does.
         workers: grading processes in each reward worker of verl.
         deadline_s: seconds of CPU time after which a grading is killed and counted as `timeout`. A busy machine gives a
             worker its CPU time later, not less of it; pool.WALL_FACTOR times as long is the limit by the clock.
@@ -54,6 +56,7 @@ class RewardOptions:
     """
 
     think_format: bool | None = None
+    think_end: str = "last"
     workers: int = 1
     deadline_s: float = 5.0
     memory_mb: int = 1024
@@ -62,6 +65,8 @@ class RewardOptions:
     def __post_init__(self) -> None:
         if self.think_format not in (None, True, False):
             raise ValueError(f"reward_kwargs.think_format must be true, false or null, not {self.think_format!r}")
+        if self.think_end not in THINK_ENDS:
+            raise ValueError(f"reward_kwargs.think_end must be one of {', '.join(THINK_ENDS)}, not {self.think_end!r}")
         if self.workers < 1:
             raise ValueError(f"reward_kwargs.workers must be at least 1, not {self.workers!r}")
         if self.deadline_s <= 0:
@@ -89,21 +94,22 @@ def compute_score(
 
     Returns:
         The same keys for every sample: `score` and `acc` (the reward), `format_ok` (the think format was kept, or is
-        off), `timeout`, `error`, `precheck` (1.0 if that is why the score is 0; their means land in verl's metrics),
-        all floats, and `extracted` (the graded answer, a string, shortened).
+        off), `truncated` (cut off at the length limit), `timeout`, `error`, `precheck` (1.0 if that is why the score is
+        0), all floats whose means land in verl's metrics, and `extracted` (the graded answer, a string, shortened).
     """
     options = _options(**{key: value for key, value in kwargs.items() if key not in _VERL_ARGUMENTS})
     think_format = options.think_format
     if think_format is None:
         think_format = bool((extra_info or {}).get("think_format", False))
     truncated = bool((extra_info or {}).get("truncated", False))
-    text = solution_text(solution_str, think_format)
+    text = solution_text(solution_str, think_format, options.think_end)
     rule = find_rule(data_source)
     grade = Grade(0.0) if text is None else rule(text, str(ground_truth), _grader(options), truncated=truncated)
     return {
         "score": grade.score,
         "acc": grade.score,
         "format_ok": float(text is not None),
+        "truncated": float(truncated),
         "extracted": shorten(grade.extracted),
         "timeout": float(grade.timeout),
         "error": float(grade.error),

@@ -6,6 +6,7 @@ import re
 from dataclasses import dataclass
 
 END_OF_THOUGHT = "</think>"
+THINK_ENDS = ("last", "first")
 BOX = "\\boxed"
 EXTRACTED_LIMIT = 200  # characters of the answer kept in the metrics and in dumped generations
 _LONGEST_JOINT = 60  # characters between two boxes of one answer
@@ -35,14 +36,18 @@ class Grade:
     precheck: bool = False
 
 
-def solution_text(response: str, think_format: bool) -> str | None:
+def solution_text(response: str, think_format: bool, think_end: str = "last") -> str | None:
     """The part of a response that is graded (method.md, "Reward and evaluation").
 
     With the think format, the text after the last `</think>`, and None where there is no `</think>`: the caller gives
-    reward 0. The last one counts, so that repeating the tag cannot offer several solutions. Without, all of it.
+    reward 0. The last one counts, so that repeating the tag cannot offer several solutions. With `think_end` "first" it is
+    the text between the first and the second, as in the authors' released run. Without the think format, all of it.
     """
     if not think_format:
         return response
+    if think_end == "first":
+        _, tag, solution = response.partition(END_OF_THOUGHT)
+        return solution.partition(END_OF_THOUGHT)[0] if tag else None
     _, tag, solution = response.rpartition(END_OF_THOUGHT)
     return solution if tag else None
 

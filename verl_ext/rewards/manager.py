@@ -26,7 +26,19 @@ def is_truncated(response_ids: torch.Tensor, limit: int, special_ids: frozenset[
         limit: most tokens a response may have.
         special_ids: ids of the tokenizer's special tokens; one of them at the end is the end that the model chose.
     """
-    return len(response_ids) >= limit and int(response_ids[-1]) not in special_ids
+    return 0 < len(response_ids) >= limit and int(response_ids[-1]) not in special_ids
+
+
+def response_limit(rollout: Any, prompt_length: int) -> int:
+    """Most tokens that verl's rollout servers generate after a prompt of so many tokens.
+
+    Args:
+        rollout: `actor_rollout_ref.rollout`. Without a `max_model_len` the model's own context is not known here.
+    """
+    limits = [rollout.response_length, rollout.prompt_length + rollout.response_length - prompt_length]
+    if rollout.max_model_len is not None:
+        limits.append(rollout.max_model_len - prompt_length)
+    return int(min(limits))
 
 
 class RewardManager(NaiveRewardManager):
@@ -34,14 +46,16 @@ class RewardManager(NaiveRewardManager):
 
     def __init__(self, config: Any, tokenizer: Any, compute_score: Any, **kwargs: Any):
         super().__init__(config, tokenizer, compute_score, **kwargs)
-        self._limit = int(config.actor_rollout_ref.rollout.response_length)
-        self._special_ids = frozenset(tokenizer.all_special_ids)
+        added = tokenizer.added_tokens_decoder.items()  # <|eot_id|> of Llama 3 is special without being a named one
+        self._special_ids = frozenset((*tokenizer.all_special_ids, *(id_ for id_, token in added if token.special)))
 
     async def run_single(self, data: DataProto) -> dict:
         """Score of the last sequence of `data`, as verl's."""
         item = data[-1:][0]
-        length = int(item.batch["attention_mask"][-item.batch["responses"].shape[-1] :].sum())
-        truncated = is_truncated(item.batch["responses"][:length], self._limit, self._special_ids)
+        width = item.batch["responses"].shape[-1]
+        prompt, response = (int(mask.sum()) for mask in item.batch["attention_mask"].tensor_split([-width]))
+        limit = response_limit(self.config.actor_rollout_ref.rollout, prompt)
+        truncated = is_truncated(item.batch["responses"][:response], limit, self._special_ids)
         column = np.empty(len(data), dtype=object)
         column[:] = [{**(info or {}), "truncated": truncated} for info in self._extra_infos(data)]
         data.non_tensor_batch["extra_info"] = column

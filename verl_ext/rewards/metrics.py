@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-FIELDS = ("acc", "format_ok", "timeout", "error", "precheck")
+FIELDS = ("acc", "format_ok", "truncated", "timeout", "error", "precheck")
 
 
 def reward_metrics(infos: Iterable[Mapping[str, Any]]) -> dict[str, float]:

@@ -22,6 +22,7 @@ OURS = {f"experience/{name}": sentence for name, sentence in METRICS.items()} | 
     "batch/rows_out_of_update": "Trajectories that are in the normaliser and in no loss term (masked GRPO, rows not refilled).",
     "reward/acc/mean": "Fresh rollouts whose answer is right, share.",
     "reward/format_ok/mean": "Fresh rollouts in the asked format, share.",
+    "reward/truncated/mean": "Fresh rollouts cut off at the length limit, share; without a box they have no answer.",
     "reward/timeout/mean": "Fresh rollouts on which the grader ran out of time, share; each counts as wrong.",
     "reward/error/mean": "Fresh rollouts on which the grader failed, share; each counts as wrong.",
     "reward/precheck/mean": "Fresh rollouts refused before parsing (absurdly long or nested answers), share.",

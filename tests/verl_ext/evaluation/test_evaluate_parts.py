@@ -13,7 +13,18 @@ from verl_ext.evaluation import EvaluationError, journal, report, shards, tables
 from verl_ext.evaluation.model import BLOCK, WHOLE, find_model, fingerprint, merged
 from verl_ext.evaluation.plan import Options, make_plan
 from verl_ext.evaluation.published import Published
-from verl_ext.evaluation.questions import Item, chunks_of, items_of, load_benchmarks, parquet_files, share
+from verl_ext.evaluation.questions import (
+    Benchmark,
+    Item,
+    Question,
+    chunks_of,
+    items_of,
+    load_benchmarks,
+    parquet_files,
+    share,
+)
+from verl_ext.evaluation.worker import _graded
+from verl_ext.rewards import Grader
 
 ROOT = Path(__file__).resolve().parents[3]
 TOY = ROOT / "data" / "toy" / "model"
@@ -196,6 +207,33 @@ PUBLISHED = Published.from_mapping({
         }
     },
 })  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("text", "finish_reason", "score"),
+    [
+        ("It is 42", "stop", 1.0),
+        ("It is 42", "length", 0.0),
+        ("the answer is 42", "length", 0.0),
+        (r"\boxed{42}, and", "length", 1.0),
+        (r"\boxed{42", "length", 0.0),
+    ],
+)
+def test_a_response_cut_at_the_limit_needs_a_box(text, finish_reason, score):
+    question = {"think_format": False, "ground_truth": "42"}
+    job = {"questions": {"math500": {"q0": question}}, "grading": {"workers": 1, "rules_module": None}}
+    row = {"benchmark": "math500", "question": "q0", "text": text, "finish_reason": finish_reason}
+    graded = _graded(row, job)["score"]
+    assert (graded["score"], graded["truncated"]) == (score, float(finish_reason == "length"))
+
+
+def test_the_other_grader_is_told_too():
+    benchmark = Benchmark("mmlu_pro", (Question("q1", (), "B", {}),), 2, 1)
+    said = {"benchmark": "mmlu_pro", "question": "q1", "text": "Answer: B", "score": {"extracted": "", "score": 0.0}}
+    rows = [said | {"sample": 0, "finish_reason": "length"}, said | {"sample": 1, "finish_reason": "stop"}]
+    with Grader(1) as grader:
+        found = report.oat_like([benchmark], rows, grader)["mmlu_pro"]
+    assert [example["sample"] for example in found["examples"]] == [1]
 
 
 @pytest.fixture

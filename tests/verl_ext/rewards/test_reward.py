@@ -9,7 +9,7 @@ from verl_ext.rewards import Grader, compute_score, is_placeholder, rules
 from verl_ext.rewards.grade import Grade, final_answer, last_boxed, shorten, solution_text
 from verl_ext.rewards.metrics import reward_metrics
 
-KEYS = {"score", "acc", "format_ok", "extracted", "timeout", "error", "precheck"}
+KEYS = {"score", "acc", "format_ok", "truncated", "extracted", "timeout", "error", "precheck"}
 
 
 def boxed(answer: str) -> str:
@@ -94,6 +94,23 @@ def test_several_boxes_are_graded_as_one_list(text, gold, score):
 )
 def test_solution_text(response, think_format, solution):
     assert solution_text(response, think_format) == solution
+
+
+@pytest.mark.parametrize(
+    ("response", "solution"),
+    [
+        ("a</think>b", "b"),
+        ("a</think>b</think>c", "b"),
+        ("a</think>b</think>c</think>d", "b"),
+        ("</think></think>c", ""),
+        ("a</think>", ""),
+        ("a b", None),
+        ("a</thinkb</think >c", None),
+    ],
+)
+def test_solution_text_of_the_released_run(response, solution):
+    assert solution_text(response, True, "first") == solution
+    assert solution_text(response, False, "first") == response
 
 
 @pytest.mark.parametrize(
@@ -284,10 +301,29 @@ def test_a_truncated_response_counts_only_with_its_box():
     assert compute_score("gsm8k", text, "42")["score"] == 1.0
     assert compute_score("gsm8k", text, "42", {"truncated": False})["score"] == 1.0
     cut = compute_score("gsm8k", text, "42", {"truncated": True})
-    assert (cut["score"], cut["extracted"], cut["error"]) == (0.0, "", 0.0)
+    assert (cut["score"], cut["extracted"], cut["error"], cut["truncated"]) == (0.0, "", 0.0, 1.0)
     assert compute_score("gsm8k", boxed("42") + " and then", "42", {"truncated": True})["score"] == 1.0
     assert compute_score("mmlu_pro", "the answer is B", "B", {"truncated": True})["score"] == 0.0
     assert compute_score("mmlu_pro", r"\boxed{B} the", "B", {"truncated": True})["score"] == 1.0
+
+
+@pytest.mark.parametrize(
+    ("source", "text", "gold", "cut"),
+    [
+        ("math500", "so $x = 42$", "42", 0.0),
+        ("math500", "The answer is 42", "42", 0.0),
+        ("math500", "**Answer:** 42", "42", 0.0),
+        ("math500", "half of it is \\frac{1}{2}", "1/2", 0.0),
+        ("math500", "\\boxed{42} and so on, 43", "42", 1.0),
+        ("math500", "\\boxed 42", "42", 1.0),
+        ("math500", "\\boxed{42", "42", 0.0),
+        ("mmlu_pro", "Answer: B", "B", 0.0),
+        ("mmlu_pro", "\n**B**", "B", 0.0),
+        ("mmlu_pro", "\\boxed{B}", "B", 1.0),
+    ],
+)
+def test_a_truncated_response_is_paid_for_a_box_only(source, text, gold, cut):
+    assert compute_score(source, text, gold, {"truncated": True})["score"] == cut
 
 
 def test_exact_boxed():
@@ -326,7 +362,8 @@ def test_rules_module_is_imported_where_the_grading_happens(tmp_path, monkeypatc
 
 
 @pytest.mark.parametrize(
-    ("option", "value"), [("workers", 0), ("deadline_s", 0), ("memory_mb", 1), ("think_format", "maybe")]
+    ("option", "value"),
+    [("workers", 0), ("deadline_s", 0), ("memory_mb", 1), ("think_format", "maybe"), ("think_end", "second")],
 )
 def test_options_out_of_range_are_refused_by_name(option, value):
     with pytest.raises(ValueError, match=f"reward_kwargs.{option}"):
@@ -358,5 +395,8 @@ def test_reward_metrics_are_means_over_the_rows_that_have_the_field():
     assert metrics["reward/acc/mean"] == pytest.approx(1 / 3)
     assert metrics["reward/timeout/mean"] == pytest.approx(1 / 4)
     assert metrics["reward/format_ok/mean"] == 1.0
+    assert metrics["reward/truncated/mean"] == 0.0
+    cut = [compute_score("math500", "42", "42", {"truncated": i == 0}) for i in range(4)]
+    assert reward_metrics(cut)["reward/truncated/mean"] == pytest.approx(1 / 4)
     assert "reward/extracted/mean" not in metrics
     assert reward_metrics([{}]) == {}

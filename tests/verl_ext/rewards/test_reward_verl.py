@@ -1,6 +1,7 @@
 """The reward function as verl's reward loop loads and calls it: config, manager, thread pool, metrics of validation."""
 
 import asyncio
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -8,6 +9,8 @@ import torch
 from omegaconf import OmegaConf
 
 pytestmark = pytest.mark.verl
+
+TOY = "data/toy/model"
 
 LIMIT = 40  # tokens a response may have; one token is one character
 END = 1  # the end-of-sequence token
@@ -27,29 +30,43 @@ RESPONSES = [
 class CharacterTokenizer:
     """Token ids are code points; 0 is padding, END the end of a sequence."""
 
-    all_special_ids = (0, END)
+    all_special_ids = (0,)
+    added_tokens_decoder = {END: SimpleNamespace(special=True), ord("2"): SimpleNamespace(special=False)}
 
     def decode(self, ids, skip_special_tokens):
         assert skip_special_tokens
-        return "".join(chr(i) for i in ids.tolist() if i not in self.all_special_ids)
+        return "".join(chr(i) for i in ids.tolist() if i not in (0, END))
 
 
 def sample(response: str, extra_info: dict | None = None):
+    """One response of the character tokenizer, with the padding of a longer one beside it."""
+    return row([ord("?")] * 3, [ord(c) for c in response], extra_info, padding=5)
+
+
+def row(prompt: list[int], response: list[int], extra_info: dict | None = None, padding: int = 0):
     """One response as AgentLoopWorker._compute_score sends it: prompt in front, no padding but what the batch needs."""
     from verl import DataProto
 
-    prompt = torch.tensor([[ord("?")] * 3])
-    ids = torch.tensor([[ord(c) for c in response] + [0] * 5])
+    prompts, responses = torch.tensor([prompt]), torch.tensor([response + [0] * padding])
+    mask = torch.tensor([[1] * (len(prompt) + len(response)) + [0] * padding])
     columns = {
+        "raw_prompt": [{"role": "user", "content": "6 * 7?"}],
         "data_source": "math500",
         "reward_model": {"style": "rule", "ground_truth": "42"},
         "extra_info": extra_info or {"split": "test", "index": 0, "question_id": "ab"},
         "__num_turns__": 2,
     }
     return DataProto.from_dict(
-        tensors={"prompts": prompt, "responses": ids, "attention_mask": (torch.cat([prompt, ids], dim=1) > 0).long()},
-        non_tensors={key: np.array([value], dtype=object) for key, value in columns.items()},
+        tensors={"prompts": prompts, "responses": responses, "attention_mask": mask},
+        non_tensors={key: column(value) for key, value in columns.items()},
     )
+
+
+def column(value) -> np.ndarray:
+    """One row of objects; a list stays a list."""
+    found = np.empty(1, dtype=object)
+    found[0] = value
+    return found
 
 
 def configuration(**manager):
@@ -59,7 +76,8 @@ def configuration(**manager):
         "reward_kwargs": {"think_format": True, "deadline_s": 5.0},
     }
     reward = {"custom_reward_function": function, "reward_manager": manager, "sandbox_fusion": None}
-    return OmegaConf.create({"reward": reward, "actor_rollout_ref": {"rollout": {"response_length": LIMIT}}})
+    rollout = {"response_length": LIMIT, "prompt_length": 3, "max_model_len": None}
+    return OmegaConf.create({"reward": reward, "actor_rollout_ref": {"rollout": rollout}})
 
 
 @pytest.fixture(scope="module")
@@ -133,3 +151,131 @@ def test_the_manager_keeps_the_sample_s_own_extra_info():
 
     assert asyncio.run(run())["reward_score"] == 1.0
     assert (seen["question_id"], seen["think_format"], seen["truncated"]) == ("ab", True, True)
+
+
+@pytest.mark.parametrize(
+    ("prompt", "max_model_len", "limit"), [(3, None, 40), (10, None, 33), (3, 100, 40), (3, 30, 27), (10, 42, 32)]
+)
+def test_the_limit_is_what_is_left_of_the_context(prompt, max_model_len, limit):
+    from verl_ext.rewards.manager import response_limit
+
+    rollout = SimpleNamespace(response_length=40, prompt_length=3, max_model_len=max_model_len)
+    assert response_limit(rollout, prompt) == limit
+
+
+# --- verl's reward loop with the configuration that is shipped ---
+
+
+@pytest.fixture
+def graded(compose):
+    """graded(rows, *overrides) -> what verl's RewardLoopWorker answers, on the toy model's tokenizer.
+
+    A row is (response, its tokens with blanks added, 0 for none, whether the model ended it), and perhaps its prompt's tokens.
+    """
+    from transformers import AutoTokenizer
+    from verl.experimental.reward_loop.reward_loop import RewardLoopWorker
+
+    tokenizer = AutoTokenizer.from_pretrained(TOY)
+
+    def sampled(text: str, length: int, ended: bool, prompt: int = 8):
+        ids, [blank] = (tokenizer(t, add_special_tokens=False)["input_ids"] for t in (text, "\n"))
+        return row([1] * prompt, ids + [blank] * (length - len(ids) - ended) + [tokenizer.eos_token_id] * ended)
+
+    async def answers(config, rows):
+        worker = RewardLoopWorker(config, reward_router_address=None)
+        return await asyncio.gather(*(worker.compute_score(sampled(*fields)) for fields in rows))
+
+    def grade(rows: list[tuple], *overrides: str) -> list[dict]:
+        return asyncio.run(answers(compose(f"actor_rollout_ref.model.path={TOY}", "hardware=tiny", *overrides), rows))
+
+    return grade
+
+
+def scores(results: list[dict]) -> list[float]:
+    return [result["reward_score"] for result in results]
+
+
+CUT = [
+    ("It is 42", 64, False, 0.0),
+    ("It is 42", 64, True, 1.0),
+    ("It is 42", 63, False, 1.0),  # a stop that leaves no token
+    ("It is 42", 0, True, 1.0),
+    (r"\boxed{42}", 64, False, 1.0),
+    ("the answer is 42", 64, False, 0.0),
+    ("$42$", 64, False, 0.0),
+]
+
+
+def test_a_cut_response_without_a_box_is_not_graded_by_its_last_number(graded):
+    found = graded([case[:3] for case in CUT])
+    assert scores(found) == [score for *_, score in CUT]
+    assert [info["reward_extra_info"]["truncated"] for info in found] == [1.0, 0.0, 0.0, 0.0, 1.0, 1.0, 1.0]
+
+
+def test_a_response_that_ends_with_the_context_is_cut_as_well(graded):
+    rows = [("It is 42", 52, False, 60), ("It is 42", 51, False, 60)]
+    assert scores(graded(rows)) == [0.0, 1.0]  # 48 + 64 positions for prompt and response
+    rows = [("It is 42", 40, False, 20), ("It is 42", 39, False, 20)]
+    assert scores(graded(rows, "actor_rollout_ref.rollout.max_model_len=60")) == [0.0, 1.0]
+
+
+def test_without_the_manager_a_cut_response_would_be_graded(graded):
+    verls = ("reward.reward_manager.source=register", "reward.reward_manager.name=naive")
+    assert scores(graded([CUT[0][:3]], *verls)) == [1.0]
+
+
+@pytest.mark.parametrize("kind", ["def", "async def"])
+def test_a_function_of_one_s_own_is_told_too(graded, tmp_path, kind):
+    file = tmp_path / "mine.py"
+    file.write_text(f"{kind} compute_score(extra_info, **_):\n    return float(extra_info['truncated'])\n")
+    rows = [case[:3] for case in CUT[:2]]
+    assert scores(graded(rows, f"reward.custom_reward_function.path={file}")) == [1.0, 0.0]
+
+
+def test_the_script_s_function_for_continuous_rewards_still_works(graded):
+    rows = [("42", 0, True), ("It is 42", 64, False)]
+    assert scores(graded(rows, "reward.custom_reward_function.path=scripts/tiny_reward.py"))[0] > 0
+
+
+def test_a_reward_model_is_asked_as_before(graded, monkeypatch):
+    from verl.experimental.reward_loop.reward_loop import RewardLoopWorker
+
+    asked = []
+
+    async def post(self, payload, endpoint, **_):
+        asked.append((endpoint, payload["input"]))
+        return {"data": [{"probs": [0.25]}]}
+
+    monkeypatch.setattr(RewardLoopWorker, "_post_request", post)
+    model = (f"reward.reward_model.model_path={TOY}", "reward.reward_model.enable=true")
+    assert scores(graded([("It is 42", 0, True)], "method=continuous", *model)) == [0.25]
+    assert [endpoint for endpoint, _ in asked] == ["classify"]
+    assert "It is 42" in asked[0][1]
+
+
+def test_verls_driver_finds_the_manager_s_class(compose):
+    from verl.trainer.ppo.reward import resolve_reward_manager_cls
+
+    from verl_ext.rewards.manager import RewardManager
+
+    for overrides in ((), ("method=continuous",), ("method=on_policy",), ("profile=released",)):
+        assert resolve_reward_manager_cls(compose(*overrides)) is RewardManager
+
+
+THOUGHTS = [
+    (r"a</think>\boxed{42}", 1.0, 1.0),
+    (r"a</think>\boxed{42}</think>\boxed{41}", 0.0, 1.0),
+    (r"a</think>\boxed{41}</think>\boxed{42}", 1.0, 0.0),
+    (r"\boxed{42}</think>", 0.0, 0.0),
+    (r"\boxed{42}</think></think>\boxed{42}", 1.0, 0.0),
+    (r"a</think>\boxed{42}</think>b</think>", 0.0, 1.0),
+    (r"\boxed{42}", 0.0, 0.0),
+    ("a</think>It is 42</think>", 0.0, 1.0),
+]
+
+
+def test_the_released_profile_grades_between_the_first_and_the_second_end_of_thought(graded):
+    rows = [(text, 0, True) for text, *_ in THOUGHTS]
+    think = "+reward.custom_reward_function.reward_kwargs.think_format=true"
+    assert scores(graded(rows, think)) == [ours for _, ours, _ in THOUGHTS]
+    assert scores(graded(rows, think, "profile=released")) == [theirs for *_, theirs in THOUGHTS]
