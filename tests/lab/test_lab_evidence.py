@@ -10,9 +10,11 @@ import torch
 import yaml
 
 from recipe.exgrpo.cli import main as cli
-from recipe.exgrpo.lab.evidence import BEGIN, END, load_registration, run_stages, verdict, write_document
+from recipe.exgrpo.lab.evidence import BEGIN, END, run_stages, write_document
+from recipe.exgrpo.lab.registration import load_registration
 from recipe.exgrpo.lab.report import read_results
 from recipe.exgrpo.lab.tables import write_tables
+from recipe.exgrpo.lab.verdicts import verdict
 from recipe.exgrpo.report.parts import difference
 from recipe.exgrpo.report.stats import Interval
 

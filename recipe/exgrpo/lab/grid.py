@@ -17,9 +17,11 @@ from pathlib import Path
 
 import torch
 
+from recipe.exgrpo.core.config import ExGRPOConfig
 from recipe.exgrpo.lab.bases import BaseRecipe, base_path, ensure_base, grade_of, load_base
 from recipe.exgrpo.lab.families import family
 from recipe.exgrpo.lab.files import content_key
+from recipe.exgrpo.lab.rates import split_label
 from recipe.exgrpo.lab.suites import variant
 from recipe.exgrpo.lab.trainer import Lab, LabSettings
 from verl_ext.files import write_atomically
@@ -29,7 +31,7 @@ LAB_VERSION = 2  # increase it when a change of code changes results
 
 @dataclass(frozen=True)
 class Cell:
-    """One run: what is compared (`variant`), on what (`family`, `base`, `base_seed`), and the seed of the run."""
+    """One run: what is compared (`variant`, a label of `rates`), on what (`family`, `base`, `base_seed`), and its seed."""
 
     family: str
     base: str
@@ -40,6 +42,15 @@ class Cell:
     @property
     def name(self) -> str:
         return f"{self.family}.{self.base}.b{self.base_seed}.s{self.seed}.{self.variant}"
+
+    @property
+    def config(self) -> ExGRPOConfig:
+        return variant(split_label(self.variant)[0], self.seed)
+
+    def settings(self, shared: LabSettings) -> LabSettings:
+        """`shared` at this cell's learning rate."""
+        rate = split_label(self.variant)[1]
+        return replace(shared, learning_rate=rate * (shared.learning_rate or family(self.family).learning_rate))
 
 
 @dataclass(frozen=True)
@@ -60,7 +71,7 @@ class Study:
     def key(self, cell: Cell) -> dict[str, str]:
         """`study` is common to all cells that may be compared; `cell` changes with everything that its result depends on."""
         study = content_key(LAB_VERSION, self.settings, self.recipe)
-        return {"study": study, "cell": content_key(study, cell, variant(cell.variant, cell.seed))}
+        return {"study": study, "cell": content_key(study, cell, cell.config)}
 
 
 @dataclass(frozen=True)
@@ -76,7 +87,7 @@ class Axes:
     def cells(self) -> list[Cell]:
         """All cells, those of one seed together, so that an unfinished grid already compares variants."""
         for name in self.variants:
-            variant(name)
+            variant(split_label(name)[0])
         for name, base in product(self.families, self.bases):
             family(name)
             grade_of(name, base)
@@ -86,9 +97,9 @@ class Axes:
 
 def run_cell(cell: Cell, study: Study) -> dict:
     """Run one cell from its cached base and write its file; returns the result."""
-    settings, task = study.settings, family(cell.family)
+    settings, task = cell.settings(study.settings), family(cell.family)
     path = base_path(study.cache, cell.family, cell.base, study.recipe_of(cell))
-    lab = Lab(variant(cell.variant, cell.seed), settings, task, load_base(path, task), cell.seed)
+    lab = Lab(cell.config, settings, task, load_base(path, task), cell.seed)
     curve, training = [measure(lab, 0)], []
     for step in range(1, settings.steps + 1):
         training.append({"step": step} | lab.step(step))

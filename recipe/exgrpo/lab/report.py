@@ -60,10 +60,12 @@ def markdown(rows: Sequence[dict], reference: str) -> str:
 
 def setting_tables(rows: Sequence[dict], heading: str = "##") -> list[str]:
     """Lines of one Markdown table per setting, each under a heading."""
-    lines = []
+    lines, columns = [], COLUMNS
+    if any("rate" in row for row in rows):
+        columns = {"variant": COLUMNS["variant"], "learning rate (x the family's)": number("rate", "g"), **COLUMNS}
     for setting in dict.fromkeys((row["family"], row["base"]) for row in rows):
         chosen = [row for row in rows if (row["family"], row["base"]) == setting]
-        lines += ["", f"{heading} {setting[0]}, {setting[1]} base", "", *markdown_table(COLUMNS, chosen)]
+        lines += ["", f"{heading} {setting[0]}, {setting[1]} base", "", *markdown_table(columns, chosen)]
     return lines
 
 
