@@ -28,6 +28,7 @@ PAPER = {
         "keep_unsolved": False,
         "retire": True,
         "retire_from_start": False,
+        "retire_above": None,
         "review_interval": 0,
         "review_share": 0.1,
         "success_threshold": 0.5,
@@ -115,6 +116,7 @@ NULLABLE = {
     "exgrpo.options",
     *(f"exgrpo.{rule}" for rule in ("admit", "rank", "gate", "place")),
     "exgrpo.bookkeeping.upper",
+    "exgrpo.bookkeeping.retire_above",
     *(f"exgrpo.buffer.{name}" for name in ("max_bytes", "max_per_question", "max_age_steps", "max_reuse")),
     *(f"exgrpo.runtime.{name}" for name in ("max_grad_norm", "stall_timeout_s", "score_max_tokens", "stop_grace_s")),
     "exgrpo.runtime.history_mb",
@@ -163,6 +165,7 @@ def test_an_empty_mapping_gives_the_defaults():
         {"bookkeeping": {"review_interval": 25, "review_share": 0.1}},
         {"bookkeeping": {"keep_unsolved": True}, "loss": {"fresh_clip": "before_replay"}},
         {"bookkeeping": {"retire_from_start": True}, "loss": {"scale": "released"}},
+        {"bookkeeping": {"retire_above": 4, "fresh_only": True}, "admit": "lone_success"},
         {"start_threshold": None},
         {"policy": "on_policy"},
         # Section 5.3, App. F.1, and what nobody published

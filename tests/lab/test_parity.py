@@ -322,6 +322,8 @@ def same_state(ours: Policy, theirs: Policy) -> None:
     ({"policy": "refill", "refill": {"source": "current"}}, ["replayed_rows"]),
     ({"policy": "refill", "refill": {"reps": 1, "power": 0.0}, "rank": "lowest_entropy"}, ["replayed_rows"]),
     ({"policy": "masked", "mask": {"band": "easy"}}, []),
+    ({"policy": "exgrpo", "rho": 0.25, "start_threshold": None, "admit": "lone_success", "loss": {"shaping": "clip"},
+      "bookkeeping": {"retire_above": 2, "fresh_only": True}}, ["replayed_questions", "newly_retired"]),
     ({"policy": "masked", "mask": {"band": "medium"}}, []),
     ({"policy": "masked", "mask": {"band": "hard"}}, []),
     ({"policy": "on_policy"}, []),

@@ -66,11 +66,12 @@ class BookkeepingConfig:
     A group of K with s successes retires its question when s = K; updates bucket and buffer when lower < s <= upper
     (`upper: null` means K - 1); and makes the question ineligible when s = 0, unless `keep_unsolved` (released code). With
     `fresh_only` s counts this step's rollouts only, scaled to K, and not the replayed success. `retire_from_start` retires
-    solved questions before replay has started as well (released code).
+    solved questions before replay has started as well (released code). `retire_above` retires a question from more than so many
+    successes of K on (SU-01: 4 of 8); null is K - 1, all of them.
 
     `outcome: reward_spread` is for continuous rewards (section 5.3): a question's bucket follows its group's reward standard
     deviation, min-max normalised over the batch, and rollouts above their group's mean are stored. No question retires then;
-    `fresh_only`, `retire` and `success_threshold` have no say.
+    `fresh_only`, `retire`, `retire_above` and `success_threshold` have no say.
     """
 
     outcome: str = "success_count"
@@ -81,6 +82,7 @@ class BookkeepingConfig:
     keep_unsolved: bool = False
     retire: bool = True
     retire_from_start: bool = False
+    retire_above: int | None = None
     review_interval: int = 0
     review_share: float = 0.1
     success_threshold: float = 0.5
@@ -91,6 +93,14 @@ class BookkeepingConfig:
         _require(
             self.upper is None or self.upper > self.lower,
             f"exgrpo.bookkeeping.upper must exceed exgrpo.bookkeeping.lower ({self.lower}); got {self.upper}.",
+        )
+        _require(
+            self.retire_above is None or self.retire_above >= 1,
+            f"exgrpo.bookkeeping.retire_above is a number of successes, at least 1, or null; got {self.retire_above}.",
+        )
+        _require(
+            self.retire_above is None or self.outcome == "success_count",
+            "exgrpo.bookkeeping.retire_above counts successes: it needs exgrpo.bookkeeping.outcome=success_count.",
         )
         _require(
             self.review_interval >= 0,

@@ -47,11 +47,12 @@ RELEASED = ("sigma_accuracy", "keep_unsolved", "unclipped_fresh")
 CONTROLS = ("retirement_only", "selection_only", "no_retirement", "fresh_counts", "refill_current")
 MASKED = ("masked_easy", "masked_medium", "masked_hard")
 REFILLS = ("refill_reps_2", "refill_reps_4", "refill_uniform")
+METHODS = ("su01",)  # other papers' (docs/methods.md)
 REFERENCE = "on_policy"
 # Every variant, in the order of tables.
 VARIANTS = (
     REFERENCE, "exgrpo", "exgrpo_at_once", *SELECTION, *OBJECTIVE, *SENSITIVITY, "retired_review", *RELEASED,
-    *MASKED, *CONTROLS[:-1], "refill", "refill_current", *REFILLS,
+    *MASKED, *CONTROLS[:-1], "refill", "refill_current", *REFILLS, *METHODS,
 )  # fmt: skip
 
 SUITES: dict[str, tuple[str, ...]] = {
@@ -63,6 +64,7 @@ SUITES: dict[str, tuple[str, ...]] = {
     "masked": (REFERENCE, *MASKED),
     "controls": (REFERENCE, "exgrpo_at_once", "refill", *CONTROLS),
     "refills": (REFERENCE, "refill", "refill_current", *REFILLS),
+    "methods": (REFERENCE, "exgrpo", "refill", *METHODS),
     "all": VARIANTS,
 }
 

@@ -12,6 +12,12 @@ def successes(group: Group, context: Context) -> list[int]:
     return [i for i, reward in enumerate(group.fresh_rewards) if reward > bar]
 
 
+def lone_success(group: Group, context: Context) -> list[int]:
+    """The success of a group that has one among its fresh rollouts (SU-01, arXiv 2605.13301); nothing of any other group."""
+    found = successes(group, context)
+    return found if len(found) == 1 else []
+
+
 def above_mean(group: Group, context: Context) -> list[int]:
     """Rewards above the mean of the whole group, for continuous rewards (section 5.3)."""
     bar = float(np.mean(group.rewards))
@@ -23,4 +29,4 @@ def everything(group: Group, context: Context) -> list[int]:
     return list(range(len(group.fresh_rewards)))
 
 
-ADMIT = {rule.__name__: rule for rule in (successes, above_mean, everything)}
+ADMIT = {rule.__name__: rule for rule in (successes, lone_success, above_mean, everything)}

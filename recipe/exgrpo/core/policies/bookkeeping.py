@@ -43,6 +43,12 @@ class Bookkeeping:
         # A dataset smaller than the batch has a question twice in a step, solved in part and then by all.
         return [i for i in kept if not self.store.is_retired(groups[i].question)]
 
+    @property
+    def solved_above(self) -> int:
+        """With more successes of K than this a question is solved: K - 1, or `bookkeeping.retire_above`."""
+        most = self.store.group_size - 1
+        return most if self.config.retire_above is None else min(self.config.retire_above, most)
+
     def _counts(self, groups: Sequence[Group]) -> list[int]:
         """The bucket of each whole group, 0..K, by `bookkeeping.outcome`."""
         if self.config.outcome == "reward_spread":
@@ -53,7 +59,7 @@ class Bookkeeping:
         """Retire a question, move it to its bucket, or mark it ineligible; true when its fresh successes are to be stored."""
         if self.store.is_retired(question):
             return False
-        if count == self.store.group_size:
+        if count > self.solved_above:
             self._solved(question, report)
             return False
         upper = self.store.group_size - 1 if self.config.upper is None else self.config.upper
@@ -65,7 +71,7 @@ class Bookkeeping:
         return False
 
     def _solved(self, question: str, report: Report) -> None:
-        """All K succeeded: into the retired set, or only out of the buckets when retirement is off."""
+        """Into the retired set, or only out of the buckets when retirement is off."""
         if self.config.retire:
             self.store.retire(question)
             report.retired += 1
@@ -73,9 +79,10 @@ class Bookkeeping:
             self.store.record(question, 0)
 
     def retire_solved(self, groups: Sequence[Group], report: Report) -> None:
-        """Retire what all K solved and leave everything else (`bookkeeping.retire_from_start`, before replay)."""
+        """Retire what is solved and leave everything else (`bookkeeping.retire_from_start`, before replay)."""
         for group in groups:
-            if group.size == self.store.group_size == success_count(group, group.size, self.config):
+            whole = group.size == self.store.group_size
+            if whole and success_count(group, group.size, self.config) > self.solved_above:
                 self._solved(group.question, report)
 
     def review(self, step: int, rng: np.random.Generator, waiting: Collection[str]) -> list[str]:
