@@ -226,6 +226,8 @@ class RuntimeConfig:
     device in one forward pass of candidate scoring; null takes verl's log-prob budget. `seeded_rollouts`: every request gets
     a sampling seed of its own from (seed, step, question, session), so that a run can be repeated; slower on GPUs.
     `stop_grace_s`: seconds that SIGTERM, SIGINT and SIGUSR1 leave a run to finish its step and save; null: as long as it takes.
+    `history_mb`: largest size of `history.jsonl`, outcomes and replay decisions of every step for `exgrpo browse`; beyond it
+    the oldest half goes. null: none is written.
     """
 
     max_grad_norm: float | None = 500.0
@@ -235,9 +237,8 @@ class RuntimeConfig:
     score_max_tokens: int | None = None
     seeded_rollouts: bool = False
     stop_grace_s: float | None = 900.0
+    history_mb: float | None = 64.0
 
-    `history_mb`: largest size of `history.jsonl`, outcomes and replay decisions of every step for `exgrpo browse`; beyond it
-    the oldest half goes. null: none is written.
     def __post_init__(self) -> None:
         for name in ("max_grad_norm", "stall_timeout_s", "score_max_tokens", "stop_grace_s", "history_mb"):
             _positive_or_none(f"exgrpo.runtime.{name}", getattr(self, name))
@@ -247,7 +248,6 @@ class RuntimeConfig:
             f"got {self.poll_min_s}.",
         )
 
-    history_mb: float | None = 64.0
 
 @dataclass(frozen=True)
 class ExGRPOConfig:
