@@ -26,9 +26,10 @@ BELOW = {
     "checkpoint": {"core", "verl_ext"},
     "runs": {"presets", "checkpoint", "verl_ext"},
     "report": {"core", "runs", "presets", "verl_ext"},
+    "experience": {"core", "checkpoint", "verl_ext"},
     "lab": {"core", "presets", "report", "verl_ext"},
     "checks": {"core", "presets", "checkpoint", "runs", "verl_ext"},
-    "trainer": {"core", "checkpoint", "runs", "verl_ext"},
+    "trainer": {"core", "checkpoint", "experience", "runs", "verl_ext"},
 }
 TOP = {"cli", "main"}
 CORE_MAY_IMPORT = {"numpy", "torch"}  # besides the standard library and itself

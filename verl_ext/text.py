@@ -1,4 +1,6 @@
-"""Untrusted text, such as a model's output, as a terminal may show it."""
+"""Untrusted text, such as a model's output, as a terminal may show it; and what counts as the same text."""
+
+import unicodedata
 
 
 def printable(text: str, keep: str = "\n\t") -> str:
@@ -9,3 +11,8 @@ def printable(text: str, keep: str = "\n\t") -> str:
 def one_line(text: str) -> str:
     """Text for a cell or a heading: every control character spelled out."""
     return printable(text, keep="")
+
+
+def normalised(text: str) -> str:
+    """NFC, with every run of white space made one space: what counts as the same text."""
+    return " ".join(unicodedata.normalize("NFC", text).split())

@@ -95,7 +95,10 @@ def _trajectory_differences(buffer: ExperienceBuffer, current: Current) -> Itera
 
     origins, origin = [Origin(**values) for values in frozen.meta["origins"]], frozen.rows["row_origin"]
     other_template = np.array([o.chat_template not in ("", current.chat_template) for o in origins], bool)
-    other_temperature = np.array([o.temperature != current.temperature for o in origins], bool)
+    # What was imported was never sampled by this run, and its temperature says nothing about a change.
+    other_temperature = np.array(
+        [o.source == "rollout" and o.temperature != current.temperature for o in origins], bool
+    )
     yield from difference("chat_template", other_template[origin], "were collected with another chat template")
     yield from difference(
         "temperature", other_temperature[origin], f"were not sampled at temperature {current.temperature}"
@@ -134,3 +137,8 @@ def tokenizer_fingerprint(tokenizer) -> str:
     """SHA-256 of what gives token ids their meaning: the vocabulary, added tokens included."""
     vocabulary = sorted(tokenizer.get_vocab().items())
     return hashlib.sha256(json.dumps(vocabulary).encode()).hexdigest()
+
+
+def template_fingerprint(tokenizer, arguments: dict) -> str:
+    """SHA-256 of what turns messages into a prompt: the chat template and its keyword arguments."""
+    return hashlib.sha256(json.dumps([tokenizer.chat_template, arguments], sort_keys=True).encode()).hexdigest()

@@ -12,6 +12,7 @@ COMMANDS = {
     "check": ("recipe.exgrpo.cli.check", "say whether a run would start and fit, without a GPU"),
     "config": ("recipe.exgrpo.cli.config", "compare a run's settings with the paper's"),
     "evaluate": ("recipe.exgrpo.cli.evaluate", "sample a model on benchmarks, grade, and report beside the paper"),
+    "experience": ("recipe.exgrpo.cli.experience", "import traces into a state that runs start from, export states"),
     "inspect": ("recipe.exgrpo.cli.inspect", "look into, verify, compare, grade or export saved experience"),
     "lab": ("recipe.exgrpo.cli.lab", "compare variants of the algorithm on tiny models, minutes on a CPU"),
     "metrics": ("recipe.exgrpo.cli.metrics", "what the metrics of a run mean, one sentence each"),

@@ -1,14 +1,13 @@
 """What stored trajectories answer: the prompt ids of a question as the rollout makes them, template and temperature."""
 
-import hashlib
-import json
 from collections.abc import Mapping, Sequence
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from verl.utils.tokenizer.continuous_token_wiring import create_continuous_token_builder
 
-from recipe.exgrpo.checkpoint.resume import Current
+from recipe.exgrpo.checkpoint.resume import Current, template_fingerprint
 from recipe.exgrpo.core.buffer import prompt_hash
+from recipe.exgrpo.experience.target import template_arguments
 
 
 def current_answers(
@@ -19,11 +18,9 @@ def current_answers(
     Prompt ids are made by the builder that verl's agent loop makes them with: one tokenisation per call, asked on resume only,
     for questions with stored trajectories.
     """
-    arguments = _template_arguments(config)
-    template = json.dumps([tokenizer.chat_template, arguments], sort_keys=True)
-    builder = create_continuous_token_builder(tokenizer, hf_model_type=model_type, chat_template_kwargs=arguments)
+    builder = prompt_builder(config, tokenizer, model_type)
     return Current(
-        chat_template=hashlib.sha256(template.encode()).hexdigest(),
+        chat_template=template_fingerprint(tokenizer, template_arguments(config)),
         temperature=float(config.actor_rollout_ref.rollout.temperature),
         max_response_length=config.data.max_response_length,
         prompt_hash=lambda question: prompt_hash(
@@ -32,6 +29,7 @@ def current_answers(
     )
 
 
-def _template_arguments(config: DictConfig) -> dict:
-    found = config.data.get("apply_chat_template_kwargs")
-    return OmegaConf.to_container(found, resolve=True) if found else {}
+def prompt_builder(config: DictConfig, tokenizer, model_type: str):
+    """verl's builder of prompt ids, as its agent loop makes it."""
+    arguments = template_arguments(config)
+    return create_continuous_token_builder(tokenizer, hf_model_type=model_type, chat_template_kwargs=arguments)

@@ -103,6 +103,7 @@ def record(buffer: ExperienceBuffer, trajectory: Trajectory, decode: Callable[[l
         "group_size": provenance.size,
         "advantage": provenance.advantage,
         "source": trajectory.origin.source,
+        "behaviour": trajectory.origin.behaviour,
         "chat_template": trajectory.origin.chat_template,
         "temperature": trajectory.origin.temperature,
         "prompt_hash": f"{trajectory.prompt_hash:016x}",

@@ -1,0 +1,218 @@
+"""One trace as a file or a saved state has it, before it is rendered and graded; every form that is understood."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from recipe.exgrpo.core.buffer import Provenance
+from recipe.exgrpo.core.buffer.records import LOG_PROB_SLACK, MAX_ID
+
+# Columns that are looked for, in this order; the first that a row has counts.
+QUESTION_KEYS = ("question_id", "question")
+PROMPT_KEYS = ("prompt", "problem", "question")
+RESPONSE_KEYS = ("response", "target", "text", "completion", "solution", "answer")
+MEASURED, SCORED, ONE = "measured", "scored", "one"  # see `core.buffer.Origin`
+
+
+class BadTrace(ValueError):
+    """A row that is no trace: `file`, `place` in it ("line 7") and `reason`, a clause."""
+
+    def __init__(self, file: str | Path, place: str, reason: str):
+        super().__init__(f"{file}, {place}: {reason}.")
+        self.file, self.place, self.reason = Path(file), place, reason
+
+    def __reduce__(self):
+        return type(self), (self.file, self.place, self.reason)
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a trace stands."""
+
+    file: str
+    place: str
+
+    def bad(self, reason: str) -> BadTrace:
+        return BadTrace(self.file, self.place, reason)
+
+
+@dataclass(frozen=True)
+class Trace:
+    """A response to a question, and what is known of it.
+
+    The question is named by `question` (its id), `prompt` (chat messages, or the bare question), or both. The response is
+    `token_ids` int32 [L] with `log_probs` float32 [L] in nats (None: missing) and `mask` bool [L] (None: all are the model's
+    own), or `text`; with ids of the tokenizer `tokenizer` (its fingerprint, None: the run's) `text` is the fallback for another
+    one. `prompt_hash` is that of the prompt the log-probs belong to (0: not known). The rest is as in `core.buffer.records`;
+    `count` is the question's latest success count of `group_size`.
+    """
+
+    place: Place
+    question: str | None = None
+    prompt: str | Sequence[Mapping[str, str]] | None = None
+    text: str | None = None
+    token_ids: np.ndarray | None = None
+    log_probs: np.ndarray | None = None
+    mask: np.ndarray | None = None
+    tokenizer: str | None = None
+    prompt_hash: int = 0
+    source: str | None = None
+    behaviour: str = MEASURED
+    temperature: float | None = None
+    birth_step: int = 0
+    count: int | None = None
+    group_size: int = 0
+    provenance: Provenance = field(default_factory=Provenance)
+
+
+@dataclass(frozen=True)
+class Columns:
+    """Names of columns that differ from those looked for; None: the usual ones."""
+
+    question: str | None = None
+    prompt: str | None = None
+    response: str | None = None
+
+
+def parse(row: Mapping[str, Any], place: Place, columns: Columns) -> Trace:
+    """The trace of a row; raises BadTrace with the reason."""
+    found = {name: value for name, value in row.items() if value is not None}
+    question, prompt, response = _conversation(found, place, columns)
+    ids = _array(found, "token_ids", np.int64, place)
+    if ids is None and response is None:
+        raise place.bad(f"no response: none of messages, token_ids, {', '.join(RESPONSE_KEYS)}")
+    if question is None and prompt is None:
+        raise place.bad("nothing names its question: no question_id, no prompt")
+    return Trace(
+        place, question, prompt, response, **_tokens(found, ids, place), **_known(found, place)
+    )  # fmt: skip
+
+
+def _conversation(row: Mapping[str, Any], place: Place, columns: Columns) -> tuple:
+    """Id of the question, prompt and response text, each None where the row has none."""
+    info = row.get("extra_info")
+    info_id = info.get("question_id") if isinstance(info, Mapping) else None
+    question = _first(row, (columns.question,) if columns.question else QUESTION_KEYS) or info_id
+    prompt = _first(row, (columns.prompt,) if columns.prompt else PROMPT_KEYS)
+    response = _first(row, (columns.response,) if columns.response else RESPONSE_KEYS)
+    if "messages" in row:
+        *turns, last = _messages(row["messages"], place, "messages")
+        prompt, response = turns or None, [last]
+    if prompt is not None and not isinstance(prompt, str):
+        prompt = _messages(prompt, place, "prompt")
+    if response is not None and not isinstance(response, str):
+        response = _response(_messages(response, place, "response"), place)
+    return None if question is None else str(question), prompt or None, response
+
+
+def _first(row: Mapping[str, Any], names: Sequence[str]) -> Any:
+    return next((row[name] for name in names if name in row), None)
+
+
+def _messages(value: Any, place: Place, what: str) -> list[dict[str, str]]:
+    messages = list(value) if isinstance(value, list | tuple | np.ndarray) else []
+    good = all(
+        isinstance(m, Mapping) and isinstance(m.get("role"), str) and isinstance(m.get("content"), str)
+        for m in messages
+    )
+    if not messages or not good:
+        raise place.bad(f"{what} must be text or a list of messages {{role, content}}; got {_shown(value)}")
+    return [{"role": m["role"], "content": m["content"]} for m in messages]
+
+
+def _response(messages: list[dict[str, str]], place: Place) -> str:
+    if len(messages) != 1 or messages[0]["role"] != "assistant":
+        raise place.bad("a trace is one assistant message after its prompt (tool turns are not imported)")
+    return messages[0]["content"]
+
+
+def _tokens(row: Mapping[str, Any], ids: np.ndarray | None, place: Place) -> dict[str, Any]:
+    """Ids with what belongs to each of them; {} for a trace that is text."""
+    if ids is None:
+        return {}
+    if not len(ids) or ids.min() < 0 or ids.max() > MAX_ID:
+        raise place.bad("token_ids must be a list of ids 0..2^31-1, at least one")
+    log_probs, mask = _array(row, "log_probs", np.float32, place), _array(row, "mask", bool, place)
+    for name, values in (("log_probs", log_probs), ("mask", mask)):
+        if values is not None and len(values) != len(ids):
+            raise place.bad(f"{len(values)} {name} and {len(ids)} token_ids")
+    if mask is not None and not mask.any():
+        raise place.bad("the mask has no token that the model wrote")
+    own = log_probs if mask is None or log_probs is None else log_probs[mask]
+    if own is not None and not (np.isfinite(own).all() and own.max() <= LOG_PROB_SLACK):
+        raise place.bad("log_probs must be finite and not above 0")
+    return {"token_ids": ids.astype(np.int32), "log_probs": log_probs, "mask": mask}
+
+
+def _known(row: Mapping[str, Any], place: Place) -> dict[str, Any]:
+    """What an exported row says besides (`experience.table`), checked."""
+    size, group = (_integer(row, name, default, place) for name, default in (("group_size", 0), ("group", -1)))
+    provenance = Provenance(
+        group, _integer(row, "group_successes", 0, place), size, _number(row, "advantage", 0.0, place)
+    )
+    try:
+        prompt_hash = int(row.get("prompt_hash", "0"), 16)
+    except (TypeError, ValueError):
+        raise place.bad(f"prompt_hash must be hexadecimal digits; got {_shown(row['prompt_hash'])}") from None
+    behaviour = _text(row, "behaviour", place) or MEASURED
+    if behaviour not in (MEASURED, SCORED, ONE):
+        raise place.bad(f"behaviour must be {MEASURED}, {SCORED} or {ONE}; got {_shown(behaviour)}")
+    return {
+        "provenance": provenance,
+        "tokenizer": _text(row, "tokenizer", place),
+        "prompt_hash": prompt_hash,
+        "source": _text(row, "source", place),
+        "behaviour": behaviour,
+        "temperature": _number(row, "temperature", None, place),
+        "birth_step": _integer(row, "birth_step", 0, place),
+        "count": _integer(row, "latest_count", None, place),
+        "group_size": _integer(row, "state_group_size", size, place),
+    }
+
+
+def _text(row: Mapping[str, Any], name: str, place: Place) -> str | None:
+    value = row.get(name)
+    if value is not None and not isinstance(value, str):
+        raise place.bad(f"{name} must be text; got {_shown(value)}")
+    return value
+
+
+def _number(row: Mapping[str, Any], name: str, default: float | None, place: Place) -> float | None:
+    value = row.get(name, default)
+    if value is default:
+        return default
+    if isinstance(value, bool) or not isinstance(value, int | float) or not np.isfinite(value):
+        raise place.bad(f"{name} must be a number; got {_shown(value)}")
+    return float(value)
+
+
+def _integer(row: Mapping[str, Any], name: str, default: int | None, place: Place) -> int | None:
+    value = _number(row, name, default, place)
+    if value is default:
+        return default
+    if value != int(value) or abs(value) > MAX_ID:
+        raise place.bad(f"{name} must be an integer; got {_shown(value)}")
+    return int(value)
+
+
+def _array(row: Mapping[str, Any], name: str, dtype: type, place: Place) -> np.ndarray | None:
+    """A flat list as an array; other kinds are not converted: 1.5 is no id, 1 is no truth value."""
+    if name not in row:
+        return None
+    kinds = {np.int64: "iu", np.float32: "fiu", bool: "b"}[dtype]
+    try:
+        values = np.asarray(row[name])
+    except ValueError:
+        values = np.empty((0, 0))
+    if values.ndim != 1 or values.dtype.kind not in kinds:
+        raise place.bad(f"{name} must be a flat list of {np.dtype(dtype).name}; got {_shown(row[name])}")
+    return values.astype(dtype)
+
+
+def _shown(value: Any) -> str:
+    """A value of a file in a message: short, and spelled out."""
+    text = ascii(value)
+    return text if len(text) <= 60 else text[:57] + "..."
