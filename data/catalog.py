@@ -7,7 +7,7 @@ from typing import Any
 
 from data.errors import DataError
 from data.prompts import multiple_choice
-from data.records import lookup, text_field
+from data.records import text_field, text_fields
 from verl_ext.rewards.grade import last_boxed
 
 DAPO_BEFORE = "Solve the following math problem step by step."
@@ -92,8 +92,8 @@ def shuffled_choice(question: str, options: list[str], correct: int, seed: int, 
 
 
 def arc_options(row: Mapping[str, Any], where: str) -> tuple[str, list[str], int]:
-    labels, key = list(lookup(row, "choices.label")), text_field(row, ("answerKey",), where)
-    return text_field(row, ("question",), where), list(lookup(row, "choices.text")), _position(labels, key)
+    labels, key = text_fields(row, "choices.label", where), text_field(row, ("answerKey",), where)
+    return text_field(row, ("question",), where), text_fields(row, "choices.text", where), _position(labels, key)
 
 
 def gpqa_options(row: Mapping[str, Any], where: str) -> tuple[str, list[str], int]:
@@ -103,7 +103,7 @@ def gpqa_options(row: Mapping[str, Any], where: str) -> tuple[str, list[str], in
 
 
 def mmlu_pro_options(row: Mapping[str, Any], where: str) -> tuple[str, list[str], int]:
-    options = list(lookup(row, "options"))
+    options = text_fields(row, "options", where)
     return text_field(row, ("question",), where), options, _position("ABCDEFGHIJ", text_field(row, ("answer",), where))
 
 

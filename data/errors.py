@@ -9,7 +9,12 @@ class DataError(Exception):
 
 
 def exit_with_sentence(main: Callable[[], None]) -> None:
-    """Run `main`; on a DataError print its sentence to stderr and exit with code 2."""
+    """Run `main`; on a DataError print its sentence to stderr and exit with code 2.
+
+    What a terminal cannot show, such as a byte in a file's name that is no character, is printed escaped.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        stream.reconfigure(errors="backslashreplace")
     try:
         main()
     except DataError as error:

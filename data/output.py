@@ -28,7 +28,11 @@ def write_dataset(rows: Sequence[dict[str, Any]], path: Path, manifest: dict[str
             pq.write_table(pa.Table.from_pylist(list(rows)), new, compression="zstd")
         manifest |= {"file": path.name, "rows": len(rows), "sha256": sha256_of(path)}
         manifest["versions"] = {package: version(package) for package in VERSIONS}
-        write_atomically(manifest_path, json.dumps(manifest, indent=2, ensure_ascii=False) + "\n")
+        text = json.dumps(manifest, indent=2, ensure_ascii=False)
+        escaped = text.encode(
+            errors="backslashreplace"
+        ).decode()  # bytes of a path that are no characters, as JSON has them
+        write_atomically(manifest_path, escaped + "\n")
     except OSError as error:
         raise DataError(f"{path}: cannot be written ({error.strerror or error})") from None
     return manifest

@@ -4,8 +4,9 @@
         --source ../shared/data/eval --template thought --validation authors --out data/parquet/eval
     python data/prepare_eval.py --benchmarks aime24,math500 --source DIR --out DIR --validation mix --validation-size 200
 
-`--source DIR` holds one file per benchmark (aime24.jsonl or aime.jsonl, ...); without it the hub is asked. Nothing is
-dropped from a benchmark: duplicates and gold answers that do not grade as equal to themselves are reported.
+`--source DIR` holds one file per benchmark (aime24.jsonl or aime.jsonl, ...); without it the hub is asked. Only questions
+whose gold answer is a placeholder (`proof`, `None`, `N/A`, ...) are dropped, which none of the six mathematics benchmarks has;
+duplicates and gold answers that do not grade as equal to themselves are reported.
 `--validation` also writes validation.parquet, for validation during training: `authors` is the paper's set, 2,259
 samples of the six benchmarks above (AMC four times, AIME eight times); `mix` is `--validation-size` questions of the
 benchmarks named, in proportion. Exit code 2 and one sentence on bad input, or where a set cannot have its size.
@@ -30,6 +31,7 @@ from data.prompts import PromptTemplate, load_template, template_names
 from data.records import Record, verl_row
 from data.sources import SUFFIXES, HubSource, LocalSource, open_source
 from data.validation import composition
+from verl_ext.rewards import is_placeholder
 
 SHUFFLE_SEED = 0
 EXAMPLES = 50
@@ -75,27 +77,35 @@ def find_source(benchmark: QuestionSet, folder: Path | None) -> LocalSource | Hu
     raise DataError(f"{folder}: no file for {benchmark.data_source} (one of {names} with {', '.join(SUFFIXES)})")
 
 
-def read_benchmark(benchmark: QuestionSet, source: LocalSource | HubSource) -> list[Record]:
-    """Every question. Raises DataError for one without a question or an answer: a benchmark is not trimmed."""
-    records = []
+def read_benchmark(benchmark: QuestionSet, source: LocalSource | HubSource) -> tuple[list[Record], int]:
+    """Every question with a gold answer, and how many have a placeholder instead.
+
+    Raises DataError for a row without a question or an answer: a benchmark is not trimmed.
+    """
+    records, placeholders = [], 0
     for index, (where, row) in enumerate(source.rows()):
         question, answer = (text.strip() for text in benchmark.read(row, where))
         if not question or not answer:
             raise DataError(f"{where}: the {'answer' if question else 'question'} is empty")
-        records.append(Record(question, answer, index))
+        if is_placeholder(answer):
+            placeholders += 1
+        else:
+            records.append(Record(question, answer, index))
     if not records:
-        raise DataError(f"{benchmark.data_source}: the source has no rows")
-    return records
+        rows = "only placeholders for gold answers" if placeholders else "no rows"
+        raise DataError(f"{benchmark.data_source}: the source has {rows}")
+    return records, placeholders
 
 
 def prepare(
     benchmark: QuestionSet,
     source: LocalSource | HubSource,
     records: list[Record],
+    placeholders: int,
     args: argparse.Namespace,
     template: PromptTemplate,
 ) -> list[dict[str, Any]]:
-    """Write one benchmark and its manifest; returns its rows."""
+    """Write one benchmark and its manifest, which says that `placeholders` rows were dropped; returns its rows."""
     with Progress(console=Console(stderr=True)) as progress:
         task = progress.add_task(benchmark.data_source, total=len({record.answer for record in records}))
         status = checks.check_golds(
@@ -111,6 +121,7 @@ def prepare(
         "source": source.describe(),
         "n_samples": benchmark.n_samples,
         "seed": args.seed,
+        "dropped": {"placeholder answer": placeholders} if placeholders else {},
         "repeated_questions": repeated,
         "gold_answers": checks.gold_report(status, EXAMPLES),
     }
@@ -138,6 +149,8 @@ def write_validation(rows: list[dict[str, Any]], args: argparse.Namespace, templ
 def report(manifest: dict[str, Any]) -> None:
     """The counts, for the person who waited."""
     print(f"{manifest['file']}: {manifest['rows']} questions, {manifest['n_samples']} samples each")
+    for reason, count in manifest["dropped"].items():
+        print(f"  dropped {count}: {reason}")
     for kind, answers in manifest["gold_answers"]["answers"].items():
         print(f"  gold answers {kind}: {answers}")
     if manifest["repeated_questions"]:
@@ -155,9 +168,9 @@ def main() -> None:
     # All are read before the first is graded and written: what is wrong with one must not cost minutes.
     records = [read_benchmark(benchmark, source) for benchmark, source in zip(chosen, sources, strict=True)]
     if wanted:
-        wanted.check({benchmark.data_source: len(found) for benchmark, found in zip(chosen, records, strict=True)})
+        wanted.check({benchmark.data_source: len(found) for benchmark, (found, _) in zip(chosen, records, strict=True)})
     rows = {
-        benchmark.data_source: prepare(benchmark, source, found, args, template)
+        benchmark.data_source: prepare(benchmark, source, *found, args, template)
         for benchmark, source, found in zip(chosen, sources, records, strict=True)
     }
     if wanted:

@@ -1,4 +1,4 @@
-"""Questions with gold answers -> a parquet file for verl, with duplicates and ungradable answers taken out.
+"""Questions with gold answers -> a parquet file for verl, with duplicates, placeholders and ungradable answers taken out.
 
     python data/prepare_train.py --dataset gsm8k --source ../shared/data/gsm8k/train.jsonl --template thought \\
         --eval-dir ../shared/data/eval --out data/parquet/gsm8k.parquet
@@ -29,6 +29,7 @@ from data.output import write_dataset
 from data.prompts import load_template, template_names
 from data.records import Record, normalise, verl_row
 from data.sources import open_source
+from verl_ext.rewards import is_placeholder
 
 EXAMPLES = 50  # of each kind listed in the manifest
 
@@ -74,12 +75,19 @@ def read_records(chosen: QuestionSet, rows: Iterator, dropped: Counter) -> tuple
         reason = chosen.drop(row)
         if reason is None:
             question, answer = (text.strip() for text in chosen.read(row, where))
-            if question and answer:
-                records.append(Record(question, answer, index))
-                continue
-            reason = "empty answer" if question else "empty question"
-        dropped[reason] += 1
+            reason = _missing(question, answer)
+        if reason is None:
+            records.append(Record(question, answer, index))
+        else:
+            dropped[reason] += 1
     return records, total
+
+
+def _missing(question: str, answer: str) -> str | None:
+    """Why there is no question with an answer; None if there is."""
+    if not question or not answer:
+        return "empty answer" if question else "empty question"
+    return "placeholder answer" if is_placeholder(answer) else None
 
 
 def without_duplicates(records: list[Record], dropped: Counter) -> tuple[list[Record], list[dict[str, Any]]]:

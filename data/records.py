@@ -1,14 +1,15 @@
 """Questions with gold answers: text normalisation, content ids, and rows in verl's schema."""
 
 import hashlib
-import unicodedata
 from collections.abc import Mapping
 from dataclasses import dataclass
+from decimal import Decimal
 from typing import Any
 
 from data.errors import DataError
 from data.prompts import PromptTemplate
 from verl_ext import dataset
+from verl_ext.text import normalised as normalise
 
 ID_BYTES = 16
 
@@ -24,11 +25,6 @@ class Record:
     @property
     def question_id(self) -> str:
         return question_id(self.question, self.answer)
-
-
-def normalise(text: str) -> str:
-    """NFC, with every run of white space made one space: what counts as the same text."""
-    return " ".join(unicodedata.normalize("NFC", text).split())
 
 
 def question_id(question: str, answer: str) -> str:
@@ -51,7 +47,8 @@ def lookup(row: Mapping[str, Any], key: str) -> Any:
 def text_field(row: Mapping[str, Any], keys: tuple[str, ...], where: str) -> str:
     """The first of `keys` that the row has, as text; numbers are written out.
 
-    Raises DataError naming `where` and the key when none is there or the value is neither text nor a number.
+    Raises DataError naming `where` and the key when none is there, or the value is neither text nor a number, or no text
+    that a file can hold.
     """
     for key in keys:
         try:
@@ -60,12 +57,30 @@ def text_field(row: Mapping[str, Any], keys: tuple[str, ...], where: str) -> str
             continue
         if isinstance(value, list) and len(value) == 1:
             value = value[0]  # OlympiadBench keeps a single final answer in a list
-        if value is None:
-            return ""
-        if isinstance(value, bool) or not isinstance(value, str | int | float):
-            raise DataError(f"{where}: key {key!r} must hold text or a number, not {type(value).__name__}")
-        return value if isinstance(value, str) else str(value)
+        return "" if value is None else _text(value, key, where)
     raise DataError(f"{where}: no key {' or '.join(map(repr, keys))}; the row has {', '.join(map(str, row))}")
+
+
+def text_fields(row: Mapping[str, Any], key: str, where: str) -> list[str]:
+    """The list of texts or numbers under a dotted key, as texts. Raises KeyError, and DataError as `text_field` does."""
+    values = lookup(row, key)
+    if not isinstance(values, list | tuple):
+        raise DataError(f"{where}: key {key!r} must hold a list, not {type(values).__name__}")
+    return [_text(value, key, where) for value in values]
+
+
+def _text(value: Any, key: str, where: str) -> str:
+    if isinstance(value, bool) or not isinstance(value, str | int | float | Decimal):
+        raise DataError(f"{where}: key {key!r} must hold text or a number, not {type(value).__name__}")
+    text = f"{value:f}" if isinstance(value, Decimal) else str(value)
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise DataError(
+            f"{where}: key {key!r} holds \\u{ord(text[error.start]):04x}, half a character (a lone surrogate), which cannot be "
+            "written to a file"
+        ) from None
+    return text
 
 
 def verl_row(

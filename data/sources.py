@@ -78,8 +78,12 @@ def open_source(source: str, config: str | None = None, split: str = "train", re
 
 
 def _numbered(rows: Iterable[Any], name: str) -> Iterator[Row]:
-    for number, row in enumerate(rows, 1):
-        yield f"{name}, row {number}", row
+    number = 0
+    try:
+        for number, row in enumerate(rows, 1):
+            yield f"{name}, row {number}", row
+    except UnicodeDecodeError:
+        raise DataError(f"{name}, after row {number}: not UTF-8 text") from None
 
 
 def _read_jsonl(path: Path) -> Iterator[Row]:

@@ -217,7 +217,9 @@ def test_the_authors_rows_and_ours_are_the_same_questions_golds_and_repeats():
     ours = Counter()
     for name, part in AUTHORS.items():
         benchmark = benchmarks(0)[name]
-        records = prepare_eval.read_benchmark(benchmark, prepare_eval.find_source(benchmark, EVALUATION_FILES))
+        source = prepare_eval.find_source(benchmark, EVALUATION_FILES)
+        records, placeholders = prepare_eval.read_benchmark(benchmark, source)
+        assert placeholders == 0
         assert (len(records), part.samples) == SIZES[name]
         for record in records:
             ours[THEIR_NAMES[name], record.question, record.answer] += part.samples
@@ -227,11 +229,26 @@ def test_the_authors_rows_and_ours_are_the_same_questions_golds_and_repeats():
 
 
 def test_a_gold_answer_that_cannot_be_graded_is_reported_and_kept(prepare, source, capsys):
-    (source / "math.jsonl").write_text('{"problem": "p", "answer": "$$"}\n{"problem": "r", "answer": "3"}\n')
+    (source / "math.jsonl").write_text('{"problem": "p", "answer": "(((((((((1"}\n{"problem": "r", "answer": "3"}\n')
     code, out = prepare("math500", "--source", source)
     assert code == 0
     assert len(rows_of(out, "math500")) == 2
-    assert "unverifiable: ['$$']" in capsys.readouterr().out
+    assert "unverifiable: ['(((((((((1']" in capsys.readouterr().out
+
+
+def test_placeholders_are_dropped_with_a_count(prepare, source, capsys):
+    golds = ["3", "proof", "N/A", "5", "notfound", r"\text{None}", "TBD"]
+    rows = [json.dumps({"problem": f"p{i}", "answer": gold}) + "\n" for i, gold in enumerate(golds)]
+    (source / "math.jsonl").write_text("".join(rows))
+    code, out = prepare("math500", "--source", source)
+    assert code == 0
+    kept = [(row["extra_info"]["index"], row["reward_model"]["ground_truth"]) for row in rows_of(out, "math500")]
+    assert kept == [(0, "3"), (3, "5")]  # places in the source
+    assert json.loads((out / "math500.manifest.json").read_text())["dropped"] == {"placeholder answer": 5}
+    assert "dropped 5: placeholder answer" in capsys.readouterr().out
+    (source / "math.jsonl").write_text("".join(rows[1:3]))
+    assert prepare("math500", "--source", source)[0] == 2
+    assert "math500: the source has only placeholders for gold answers" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -248,6 +265,41 @@ def test_a_gold_answer_that_cannot_be_graded_is_reported_and_kept(prepare, sourc
         ),
         ("gpqa_diamond", {"Question": "q"}, "gpqa.jsonl, line 1: no key 'Correct Answer'"),
         ("arc_c", {"question": "q", "answerKey": "A"}, "arc_c.jsonl, line 1: no key 'choices.label'"),
+        (
+            "math500",
+            {"problem": "\ud800", "answer": "1"},
+            "math.jsonl, line 1: key 'problem' holds \\ud800, half a character",
+        ),
+        (
+            "math500",
+            {"problem": "p", "answer": "\udc00"},
+            "math.jsonl, line 1: key 'answer' holds \\udc00, half a character",
+        ),
+        (
+            "mmlu_pro",
+            {"question": "q", "options": ["a", "\ud800"], "answer": "A"},
+            "mmlu_pro.jsonl, line 1: key 'options' holds \\ud800, half a character",
+        ),
+        (
+            "arc_c",
+            {"question": "q", "answerKey": "A", "choices": {"text": ["\udfff"], "label": ["A"]}},
+            "arc_c.jsonl, line 1: key 'choices.text' holds \\udfff, half a character",
+        ),
+        (
+            "gpqa_diamond",
+            {"Question": "q", "Correct Answer": "\ud800"},
+            "gpqa.jsonl, line 1: key 'Correct Answer' holds",
+        ),
+        (
+            "mmlu_pro",
+            {"question": "q", "options": None, "answer": "A"},
+            "mmlu_pro.jsonl, line 1: key 'options' must hold a list, not NoneType",
+        ),
+        (
+            "mmlu_pro",
+            {"question": "q", "options": ["a", None], "answer": "A"},
+            "mmlu_pro.jsonl, line 1: key 'options' must hold text or a number, not NoneType",
+        ),
     ],
 )
 def test_bad_input_is_one_sentence_and_code_2(names, row, sentence, prepare, source, capsys):

@@ -55,3 +55,12 @@ def test_bad_input_is_one_sentence_and_exit_code_2(source, tmp_path):
         assert result.returncode == 2
         assert word in result.stderr
     assert not (tmp_path / "x.parquet").exists()
+
+
+@pytest.mark.parametrize(("row", "key"), [('{"q": "\\ud800"}', "q"), ('{"q": {"r": ["a \\udfff"]}}', "q.r")])
+def test_half_a_character_is_one_sentence_and_exit_code_2(row, key, tmp_path):
+    (tmp_path / "x.jsonl").write_text('{"q": {"r": "whole"}}\n' * (key == "q.r") + row + "\n")
+    result = prepare("--source", tmp_path / "x.jsonl", "--question-key", key, "--out", tmp_path / "o.parquet")
+    assert result.returncode == 2
+    assert "Traceback" not in result.stderr
+    assert f"key '{key}' holds \\ud" in result.stderr

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import datasets
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
@@ -118,6 +119,7 @@ def test_drops_are_counted_by_reason(custom):
         {"q": "long " * 2000, "a": "2"},
         {"q": "giant", "a": "9" * 2000},
         {"q": "blank mathematics", "a": "$$"},
+        {"q": "empty text", "a": r"\text{}"},
         {"q": "a list", "a": "1, 2"},
         {"q": "a number", "a": 2.5},
     ]
@@ -125,16 +127,47 @@ def test_drops_are_counted_by_reason(custom):
     assert code == 0
     assert [row["reward_model"]["ground_truth"] for row in written] == ["2", "1, 2", "2.5"]
     assert manifest["dropped"] == {
-        "answer unverifiable": 2,
+        "answer unverifiable": 1,
         "duplicate": 1,
         "duplicate with another answer": 1,
         "empty answer": 2,
         "empty question": 1,
+        "placeholder answer": 2,
         "prompt over the limit": 1,
     }
     assert manifest["conflicting_duplicates"] == [{"kept": 0, "dropped": 2, "answers": ["2", "3"]}]
-    assert manifest["gold_answers"]["answers"]["unverifiable"] == ["9" * 2000, "$$"]
+    assert manifest["gold_answers"]["answers"]["unverifiable"] == ["9" * 2000]
     assert manifest["rows"] + sum(manifest["dropped"].values()) == manifest["rows_read"] == len(rows)
+
+
+PLACEHOLDERS = (
+    "proof",
+    "notfound",
+    "None",
+    "N/A",
+    "TBD",
+    "nan",
+    float("nan"),
+    "Not found.",
+    r"\text{Proof}",
+    "null",
+    "?",
+)
+ANSWERS = ("no solution", "Na", "DNE", r"\emptyset", "None of the above", "undefined", 0)
+
+
+def test_placeholders_are_dropped_with_a_count(custom, capsys):
+    golds = [*PLACEHOLDERS, *ANSWERS]
+    code, rows, manifest = custom([{"q": f"question {i}", "a": gold} for i, gold in enumerate(golds)])
+    assert code == 0
+    assert [row["reward_model"]["ground_truth"] for row in rows] == list(map(str, ANSWERS))
+    assert manifest["dropped"] == {"placeholder answer": len(PLACEHOLDERS)}
+    assert f"dropped {len(PLACEHOLDERS)}: placeholder answer" in capsys.readouterr().out
+
+
+def test_a_file_of_placeholders_leaves_nothing(custom, capsys):
+    assert custom([{"q": "prove it", "a": "proof"}])[0] == 2
+    assert "no question is left of 1 rows ({'placeholder answer': 1" in capsys.readouterr().err
 
 
 def test_answers_that_equal_only_their_own_text_are_kept_and_listed(custom):
@@ -315,6 +348,137 @@ def test_unreadable_files_are_named(name, content, sentence, prepare, tmp_path, 
 def test_bad_arguments(dataset, arguments, sentence, prepare, capsys):
     assert prepare(*arguments, dataset=dataset)[0] == 2
     assert sentence in capsys.readouterr().err
+
+
+def raw(*rows: bytes) -> bytes:
+    return b'{"q": "one?", "a": "1"}\n' + b"".join(row + b"\n" for row in rows)
+
+
+HALF = "half a character (a lone surrogate), which cannot be written to a file"
+
+
+@pytest.mark.parametrize(
+    ("content", "sentence"),
+    [
+        (raw(rb'{"q": "a \ud800 b", "a": "1"}'), f"x.jsonl, line 2: key 'q' holds \\ud800, {HALF}"),
+        (raw(rb'{"q": "a", "a": "\udfff"}'), f"x.jsonl, line 2: key 'a' holds \\udfff, {HALF}"),
+        (raw(b'{"q": "a \xed\xa0\x80", "a": "1"}'), f"x.jsonl, line 2: key 'q' holds \\ud800, {HALF}"),
+        (raw(rb'{"q": "one?", "a": "\ud800"}'), f"x.jsonl, line 2: key 'a' holds \\ud800, {HALF}"),  # a duplicate
+        (raw(rb'{"q": "\ude00\ud83d", "a": "1"}'), f"x.jsonl, line 2: key 'q' holds \\ude00, {HALF}"),
+        (raw(rb'{"q": "a", "a": ["\udc80"]}'), f"x.jsonl, line 2: key 'a' holds \\udc80, {HALF}"),
+        (raw(b'{"q": "a \xff", "a": "1"}'), "x.jsonl, line 2: not UTF-8 text"),
+    ],
+)
+def test_half_a_character_is_one_sentence_and_code_2(content, sentence, prepare, tmp_path, capsys):
+    (tmp_path / "x.jsonl").write_bytes(content)
+    keys = ("--source", tmp_path / "x.jsonl", "--question-key", "q", "--answer-key", "a")
+    assert prepare(*keys, dataset="custom")[0] == 2
+    errors = capsys.readouterr().err
+    assert [line for line in errors.splitlines() if line.startswith("error: ")] == [f"error: {sentence}"]
+    assert not (tmp_path / "written").exists()
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"q": "where it is not read", "a": "1", "solution": "\ud800"},
+        {"q": "where it is not read", "a": "1", "\ud800": "1"},
+        {"q": "a whole one, \U0001f600", "a": "1"},
+        {"q": "ends in a zero byte \0", "a": "1"},
+        {"q": "not a character, \ufffe", "a": "1"},
+    ],
+)
+def test_what_a_file_can_hold_is_kept(row, custom):
+    code, rows, _ = custom([row])
+    assert (code, rows[0]["prompt"][-1]["content"]) == (0, row["q"].strip())
+
+
+def test_a_source_whose_name_is_not_text(custom, prepare, tmp_path):
+    name = os.fsdecode(b"ros\xe9.jsonl")
+    try:
+        source = write_jsonl(tmp_path / name, [{"q": "one?", "a": "1"}])
+    except OSError:
+        pytest.skip("a file system that takes no such name")
+    code, _, manifest = prepare("--source", source, "--question-key", "q", "--answer-key", "a", dataset="custom")
+    assert (code, manifest["source"]["path"]) == (0, str(source))
+
+
+def utf8_column(first: bytes, count: int) -> pa.Array:
+    """A text column whose first value is not checked."""
+    values = pa.array([first, *[b"1"] * (count - 1)])
+    return pa.Array.from_buffers(pa.string(), count, values.buffers())
+
+
+COLUMNS = {
+    "categorical": lambda texts: pa.array(texts).dictionary_encode(),
+    "categorical of large strings": lambda texts: pa.array(texts, pa.large_string()).dictionary_encode(),
+    "string_view": lambda texts: pa.array(texts, pa.string_view()),
+    "large_string": lambda texts: pa.array(texts, pa.large_string()),
+    "list of string_view": lambda texts: pa.array([[text] for text in texts], pa.list_(pa.string_view())),
+    "fixed-size list": lambda texts: pa.array([[text] for text in texts], pa.list_(pa.string(), 1)),
+    "categorical of numbers": lambda texts: pa.array(list(map(int, texts))).dictionary_encode(),
+    "decimal": lambda texts: pa.array(texts).cast(pa.decimal128(12, 0)),
+    "small integers": lambda texts: pa.array(list(map(int, texts)), pa.uint8()),
+}
+
+
+@pytest.mark.parametrize("kind", COLUMNS)
+def test_every_type_of_column_that_holds_text_or_numbers_is_read(kind, prepare, tmp_path):
+    answers = [str(i % 3 + 7) for i in range(6)]
+    questions = pa.array([f"question {i}?" for i in range(6)])
+    questions = (
+        questions
+        if "numbers" in kind or kind in ("decimal", "small integers")
+        else COLUMNS[kind](questions.to_pylist())
+    )
+    pq.write_table(pa.table({"q": questions, "a": COLUMNS[kind](answers)}), tmp_path / "x.parquet")
+    keys = ("--source", tmp_path / "x.parquet", "--question-key", "q", "--answer-key", "a")
+    code, rows, manifest = prepare(*keys, dataset="custom")
+    assert (code, manifest["dropped"]) == (0, {})
+    assert [row["reward_model"]["ground_truth"] for row in rows] == answers
+    assert rows[5]["prompt"][-1]["content"] == "question 5?"
+
+
+def test_nested_categorical_and_string_view_columns(prepare, tmp_path):
+    """As verl's own schema has them: prompt messages and a ground truth in a struct. pyarrow writes no lists of text views."""
+    message = pa.StructArray.from_arrays(
+        [pa.array(["user"] * 3).dictionary_encode(), pa.array(["a?", "b?", "c?"], pa.large_string())],
+        ["role", "content"],
+    )
+    prompt = pa.ListArray.from_arrays(pa.array([0, 1, 2, 3], pa.int32()), message)
+    golds = [pa.array(["1", "2", "1"], pa.string_view()), pa.array(["rule"] * 3).dictionary_encode()]
+    gold = pa.StructArray.from_arrays(golds, ["ground_truth", "style"])
+    pq.write_table(pa.table({"prompt": prompt, "reward_model": gold}), tmp_path / "x.parquet")
+    code, rows, _ = prepare("--source", tmp_path / "x.parquet", dataset="openr1_math_46k")
+    assert code == 0
+    assert [row["reward_model"]["ground_truth"] for row in rows] == ["1", "2", "1"]
+
+
+def test_a_categorical_column_that_polars_or_pandas_wrote(prepare, tmp_path):
+    import pandas as pd
+
+    frame = pd.DataFrame({"q": ["a?", "b?", "c?"], "a": pd.Categorical(["1", "2", "1"])})
+    frame.to_parquet(tmp_path / "x.parquet")
+    keys = ("--source", tmp_path / "x.parquet", "--question-key", "q", "--answer-key", "a")
+    assert [row["reward_model"]["ground_truth"] for row in prepare(*keys, dataset="custom")[1]] == ["1", "2", "1"]
+
+
+@pytest.mark.parametrize("text", [b"\xff", b"\xed\xa0\x80", b"ab\xc3"])
+def test_a_parquet_column_that_is_no_text_is_one_sentence(text, prepare, tmp_path, capsys):
+    table = pa.table({"q": pa.array(["a?", "b?"]), "a": utf8_column(text, 2)})
+    pq.write_table(table, tmp_path / "x.parquet")
+    keys = ("--source", tmp_path / "x.parquet", "--question-key", "q", "--answer-key", "a")
+    assert prepare(*keys, dataset="custom")[0] == 2
+    assert "error: x.parquet, after row 0: not UTF-8 text" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("kind", "name"), [(pa.binary(), "bytes"), (pa.date32(), "date"), (pa.bool_(), "bool")])
+def test_a_column_that_is_neither_text_nor_numbers_is_named(kind, name, prepare, tmp_path, capsys):
+    value = {"bytes": b"1", "bool": True}.get(name, 0)
+    pq.write_table(pa.table({"q": ["a?"], "a": pa.array([value], kind)}), tmp_path / "x.parquet")
+    keys = ("--source", tmp_path / "x.parquet", "--question-key", "q", "--answer-key", "a")
+    assert prepare(*keys, dataset="custom")[0] == 2
+    assert f"x.parquet, row 1: key 'a' must hold text or a number, not {name}" in capsys.readouterr().err
 
 
 def test_an_earlier_output_survives_a_failed_run(prepare, tmp_path):
