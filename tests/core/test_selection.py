@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from recipe.exgrpo.core.policies.rank import RANK
-from recipe.exgrpo.core.selection import Scores, masked_mean
+from recipe.exgrpo.core.selection import Scores, headroom, masked_mean, token_means
 
 VOCABULARY = 11
 GARBAGE = {"zero": 0.0, "nan": math.nan, "huge": 1e30, "-inf": -math.inf}
@@ -55,7 +55,8 @@ def scored_in_micro_batches(rows, sizes: list[int], garbage: float, left: bool) 
         entropy.append(masked_mean(columns["entropy"], mask))
         nll.append(masked_mean(columns["nll"], mask))
     assert start == len(rows)
-    return Scores(torch.cat(entropy).numpy(), torch.cat(nll).numpy())
+    nothing = np.zeros(len(rows))
+    return Scores(torch.cat(entropy).numpy(), torch.cat(nll).numpy(), nothing, nothing)
 
 
 @pytest.mark.parametrize("left", [False, True], ids=["right-padded", "left-padded"])
@@ -99,3 +100,34 @@ def test_masked_mean_adds_up_in_float64():
 def test_a_candidate_without_response_is_an_error():
     with pytest.raises(ValueError, match="no response token"):
         masked_mean(torch.ones(2, 3), torch.tensor([[1, 0, 0], [0, 0, 0]]))
+
+
+# ---- headroom and drift (arXiv 2609.03941)
+
+
+@pytest.mark.parametrize("garbage", GARBAGE.values(), ids=GARBAGE)
+def test_means_over_own_tokens_equal_the_definitions(garbage):
+    rng = np.random.default_rng(3)
+    lengths, width = [4, 1, 6, 3], 6
+    log_probs, behaviour, entropy = (-3 * rng.random((4, width)) for _ in range(3))
+    mask = np.arange(width) < np.array(lengths)[:, None]
+    mask[2, 1] = False  # a token that the model did not write
+    padded = [torch.tensor(np.where(mask, values, garbage)) for values in (log_probs, -entropy, behaviour)]
+    found = token_means(*padded, torch.tensor(mask))
+    for i in range(4):
+        own = [j for j in range(width) if mask[i, j]]
+        expected = {
+            "entropy": sum(-entropy[i, j] for j in own),
+            "nll": sum(-log_probs[i, j] for j in own),
+            "probability": sum(math.exp(log_probs[i, j]) for j in own),
+            "drift": sum((log_probs[i, j] - behaviour[i, j]) ** 2 for j in own),
+        }
+        assert {name: float(found[name][i]) for name in found} == pytest.approx(
+            {name: value / len(own) for name, value in expected.items()}, rel=1e-6
+        )
+    assert {values.dtype for values in found.values()} == {torch.float64}
+
+
+def test_headroom_is_what_is_left_in_the_direction_of_the_advantage():
+    found = headroom(np.array([0.9, 0.9, 0.9, 0.1]), np.array([0.5, -0.5, 0.0, 1e-9]))
+    assert found.tolist() == pytest.approx([0.1, 0.9, 0.0, 0.9])

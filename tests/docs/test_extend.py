@@ -47,7 +47,7 @@ class Questions:
 def tools(lengths, nll=()):
     """Rollouts (i, j) of `lengths[j]` tokens, and stored trajectories with these likelihoods in turn."""
     return Tools(
-        score=lambda stored: Scores(np.zeros(len(stored)), np.array(nll)),
+        score=lambda stored: Scores(np.zeros(len(stored)), np.array(nll), *np.zeros((2, len(stored)))),
         read=lambda members: [
             Response(np.arange(lengths[j]) + 10 * j, -np.ones(lengths[j]), prompt_ids=[7, 8]) for _, j in members
         ],

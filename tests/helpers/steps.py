@@ -66,11 +66,13 @@ def fresh(n: int = 1000) -> Loader:
 class Lent:
     """What a trainer lends for a step, and what was asked of it: `scored` and `read` hold one list for each call.
 
-    Rollout j of group i answers prompt [i, 1] with [i, j, 7], and every entropy is 0, unless functions say otherwise; the
-    negative log-likelihood is the opposite of the entropy.
+    Rollout j of group i answers prompt [i, 1] with [i, j, 7], and every entropy, headroom and drift is 0, unless functions say
+    otherwise; the negative log-likelihood is the opposite of the entropy.
     """
 
     entropy: Callable[[Trajectory], float] = lambda trajectory: 0.0
+    headroom: Callable[[Trajectory], float] = lambda trajectory: 0.0
+    drift: Callable[[Trajectory], float] = lambda trajectory: 0.0
     ids: Callable[[int, int], Sequence[int]] = lambda i, j: [i, j, 7]
     prompt: Callable[[int], Sequence[int]] = lambda i: [i, 1]
     scored: list[list[Trajectory]] = field(default_factory=list)
@@ -82,8 +84,11 @@ class Lent:
 
     def _score(self, trajectories: Sequence[Trajectory]) -> Scores:
         self.scored.append(list(trajectories))
-        entropy = np.array([self.entropy(trajectory) for trajectory in trajectories], np.float64)
-        return Scores(entropy, -entropy)
+        entropy, headroom, drift = (
+            np.array([value(trajectory) for trajectory in trajectories], np.float64)
+            for value in (self.entropy, self.headroom, self.drift)
+        )
+        return Scores(entropy, -entropy, headroom, drift)
 
     def _read(self, members: Sequence[Member]) -> list[Response]:
         self.read.append(list(members))

@@ -109,7 +109,8 @@ class Group:
             len(batch) // self.ranks
         ] * self.ranks
         zeros = torch.zeros(len(batch), dtype=torch.float64)
-        return TensorDict({"entropy": zeros, "nll": zeros, "tokens_forwarded": zeros + 1}, batch_size=len(batch))
+        names = ("entropy", "nll", "probability", "drift")
+        return TensorDict(dict.fromkeys(names, zeros) | {"tokens_forwarded": zeros + 1}, batch_size=len(batch))
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ from verl.utils.torch_functional import entropy_from_logits
 from verl.workers.engine.fsdp.transformer_impl import FSDPEngineWithLMHead
 from verl.workers.engine.utils import postprocess_batch_func, prepare_micro_batches
 
-from recipe.exgrpo.core.buffer import Trajectory
+from recipe.exgrpo.core.buffer import Provenance, Trajectory
 from recipe.exgrpo.core.selection import Scores
 from recipe.exgrpo.trainer.scoring import Candidate, ForwardBudget, layout, score_candidates
 from recipe.exgrpo.trainer.worker import ExGRPOWorker
@@ -99,20 +99,32 @@ def candidates(lengths, seed=0, unwritten=0.0) -> list[Candidate]:
         ids = torch.randint(VOCABULARY, (response,), generator=g).numpy().astype(np.int32)
         mask = torch.rand(response, generator=torch.Generator().manual_seed(row)).numpy() >= unwritten
         mask[-1] = True
-        stored = Trajectory(row, "q", ids, np.zeros(response, np.float32), mask, 1.0, 0)
+        past = -np.random.default_rng(row).random(response).astype(np.float32) * mask
+        advantage = Provenance(advantage=(0.5, -0.25, 0.0)[row % 3])
+        stored = Trajectory(row, "q", ids, past, mask, 1.0, 0, provenance=advantage)
         found.append(Candidate(torch.randint(VOCABULARY, (prompt,), generator=g), stored))
     return found
 
 
 def oracle(model, candidate, temperature):
-    """Mean entropy and negative log-likelihood of the model's own tokens, from one pass over the unpadded sequence."""
+    """Entropy, likelihood, headroom and drift of the model's own tokens, from one pass over the unpadded sequence."""
     response = torch.as_tensor(candidate.trajectory.token_ids, dtype=torch.int64)
     with torch.no_grad():
         logits = model.logits(torch.cat([candidate.prompt, response])[None])[0].double() / temperature
     log_p = logits[len(candidate.prompt) - 1 : -1].log_softmax(-1)
     own = torch.as_tensor(candidate.trajectory.mask)
     entropy = -(log_p.exp() * log_p).sum(-1)[own].mean()
-    return float(entropy), float(-log_p[torch.arange(len(response)), response][own].mean())
+    found, advantage = log_p[torch.arange(len(response)), response][own], candidate.trajectory.provenance.advantage
+    room = {1: 1 - found.exp(), -1: found.exp(), 0: 0 * found}[int(np.sign(advantage))]
+    moved = found - torch.as_tensor(candidate.trajectory.log_probs).double()[own]
+    return float(entropy), float(-found.mean()), float(room.mean()), float((moved**2).mean())
+
+
+def compare(scores: Scores, expected: np.ndarray) -> None:
+    for i, name in enumerate(("entropy", "nll", "headroom", "drift")):
+        np.testing.assert_allclose(getattr(scores, name), expected[:, i], rtol=1e-5, err_msg=name)
+        assert getattr(scores, name).dtype == np.float64
+    assert len(set(expected[:, 2])) > 2  # advantages of all signs
 
 
 RAGGED = [(3, 4), (1, 9), (5, 1), (2, 2), (7, 3), (4, 8), (1, 1), (6, 5), (2, 6), (3, 3), (8, 7)]
@@ -127,9 +139,7 @@ def test_scores_equal_the_unpadded_oracle_in_the_order_of_the_candidates(packed,
     scores, _ = score_candidates(group, rows, ranks, ForwardBudget(0.7, max_tokens, packed))
     expected = np.array([oracle(group.model, row, 0.7) for row in rows])
     assert isinstance(scores, Scores)
-    np.testing.assert_allclose(scores.entropy, expected[:, 0], rtol=1e-5)
-    np.testing.assert_allclose(scores.nll, expected[:, 1], rtol=1e-5)
-    assert scores.entropy.dtype == scores.nll.dtype == np.float64
+    compare(scores, expected)
     assert len(group.calls) == 1
 
 
@@ -138,8 +148,7 @@ def test_tokens_that_the_model_did_not_write_are_read_and_not_scored(packed):
     group, rows = WorkerGroup(2, packed), candidates(RAGGED, unwritten=0.4)
     scores, _ = score_candidates(group, rows, 2, ForwardBudget(0.7, 24, packed))
     expected = np.array([oracle(group.model, row, 0.7) for row in rows])
-    np.testing.assert_allclose(scores.entropy, expected[:, 0], rtol=1e-5)
-    np.testing.assert_allclose(scores.nll, expected[:, 1], rtol=1e-5)
+    compare(scores, expected)
     whole, _ = score_candidates(group, candidates(RAGGED), 2, ForwardBudget(0.7, 24, packed))
     differ = [not row.trajectory.mask.all() for row in rows]
     assert (abs(whole.entropy - scores.entropy) > 1e-6).tolist() == differ
@@ -167,7 +176,8 @@ def test_the_candidates_of_these_tests_differ():
 def test_a_single_candidate(packed, ranks):
     group, rows = WorkerGroup(ranks, packed), candidates([(2, 1)])
     scores, waste = score_candidates(group, rows, ranks, ForwardBudget(1.0, 100, packed))
-    np.testing.assert_allclose([scores.entropy[0], scores.nll[0]], oracle(group.model, rows[0], 1.0), rtol=1e-5)
+    found = [scores.entropy[0], scores.nll[0], scores.headroom[0], scores.drift[0]]
+    np.testing.assert_allclose(found, oracle(group.model, rows[0], 1.0), rtol=1e-5)
     assert waste == pytest.approx(ranks)  # the same row on every rank
 
 

@@ -9,19 +9,20 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from torch.nn.utils.rnn import pad_sequence
 
 from recipe.exgrpo.core.advantage import group_advantages
 from recipe.exgrpo.core.buffer import Response, Trajectory
 from recipe.exgrpo.core.config import ExGRPOConfig, LossConfig
 from recipe.exgrpo.core.loss import ClipRange
 from recipe.exgrpo.core.policies import make_policy
-from recipe.exgrpo.core.policies.policy import Arrangement, Group, Member, Slot, Tools
-from recipe.exgrpo.core.selection import Scores, masked_mean
+from recipe.exgrpo.core.policies.policy import Arrangement, Group, Member, Placed, Slot, Tools
+from recipe.exgrpo.core.selection import Scores, headroom, token_means
 from recipe.exgrpo.lab.families import Family
 from recipe.exgrpo.lab.model import TinyTransformer, prompt_ids, response_ids, response_scores, sample
 from recipe.exgrpo.lab.questions import Splits, Stream, make_splits
 from recipe.exgrpo.lab.rows import Objective, Row, batch_loss, tensors_of
-from recipe.exgrpo.lab.vocabulary import PAD, Vocabulary
+from recipe.exgrpo.lab.vocabulary import Vocabulary
 
 PASS_ROWS = 16  # sequences of like length in one training or scoring pass: few enough to waste little on padding
 EVALUATED_QUESTIONS = 64  # held-out questions in one sampling pass
@@ -142,16 +143,22 @@ class Lab:
 
     @torch.no_grad()
     def score(self, candidates: Sequence[Trajectory]) -> Scores:
-        """Mean token entropy and negative log-likelihood of stored responses under the current policy (section 4.1)."""
-        entropies, nlls = np.empty(len(candidates)), np.empty(len(candidates))
+        """Scores of stored responses under the current policy (section 4.1)."""
+        means = {name: np.empty(len(candidates)) for name in ("entropy", "nll", "probability", "drift")}
         for places in by_length([candidate.token_ids for candidate in candidates]):
-            responses = response_ids([candidates[i].token_ids for i in places])
-            prompts = self._columns([self.prompts[candidates[i].question] for i in places])
-            log_probs, entropy = response_scores(self.model, prompts, responses)
-            mask = responses != PAD
-            entropies[places], nlls[places] = masked_mean(entropy, mask).numpy(), -masked_mean(log_probs, mask).numpy()
+            chunk = [candidates[i] for i in places]
+            responses = response_ids([candidate.token_ids for candidate in chunk])
+            prompts = self._columns([self.prompts[candidate.question] for candidate in chunk])
+            past, mask = (
+                pad_sequence([torch.as_tensor(part) for part in parts], batch_first=True)
+                for parts in ([c.log_probs for c in chunk], [c.mask for c in chunk])
+            )
+            found = token_means(*response_scores(self.model, prompts, responses), past, mask)
+            for name, values in found.items():
+                means[name][places] = values.numpy()
         self.costs.scored_tokens += sum(len(candidate.token_ids) for candidate in candidates)
-        return Scores(entropies, nlls)
+        advantages = [candidate.provenance.advantage for candidate in candidates]
+        return Scores(means["entropy"], means["nll"], headroom(means["probability"], advantages), means["drift"])
 
     @torch.no_grad()
     def write_behaviour(self, rows: list[Row]) -> None:

@@ -4,7 +4,7 @@ import torch
 from tensordict import TensorDict
 from verl.single_controller.base.decorator import make_nd_compute_dataproto_dispatch_fn, register
 
-from recipe.exgrpo.trainer.scoring import trajectory_means
+from recipe.exgrpo.trainer.scoring import padded_log_probs, trajectory_means
 from verl_ext.grad_guard import GuardedWorker
 
 
@@ -27,13 +27,13 @@ class ForwardTokens:
 
 
 class ExGRPOWorker(GuardedWorker):
-    """verl's actor/rollout worker with the gradient guard and candidate scoring."""
+    """verl's actor/rollout worker with the gradient guard, candidate scoring, and log-probs of traces from elsewhere."""
 
     @register(dispatch_mode=make_nd_compute_dataproto_dispatch_fn(mesh_name="actor"))
     def score_candidates(self, data: TensorDict) -> TensorDict | None:
-        """Mean token entropy and negative log-likelihood of each row under the current weights.
+        """Means over each row's own tokens under the current weights.
 
-        Returns `entropy`, `nll` (float64 [n], nats) and `tokens_forwarded` (int64 [n], summing to this rank's count);
+        Returns those of `trajectory_means` (float64 [n]) and `tokens_forwarded` (int64 [n], summing to this rank's count);
         None on ranks without outputs.
         """
         with ForwardTokens(self.actor.engine.module) as counter:
@@ -44,3 +44,9 @@ class ExGRPOWorker(GuardedWorker):
         means["tokens_forwarded"] = torch.zeros(len(data), dtype=torch.int64)
         means["tokens_forwarded"][0] = counter.tokens
         return means.cpu()
+
+    @register(dispatch_mode=make_nd_compute_dataproto_dispatch_fn(mesh_name="actor"))
+    def behaviour_log_probs(self, data: TensorDict) -> TensorDict | None:
+        """Log-probs of each row's response under the current weights, float32 [n, width]; None on ranks without outputs."""
+        output = self.actor.infer_batch(data)
+        return None if output is None else padded_log_probs(output, data)

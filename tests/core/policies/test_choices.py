@@ -50,7 +50,7 @@ def test_of_many_the_best_and_those_taken_are_kept():
     policy = stored(make(), {"a": 1}, rows=40)
     candidates = policy.store.candidates()
     order = np.arange(40)[::-1]
-    scores = Scores(np.arange(40.0), -np.arange(40.0))
+    scores = Scores(np.arange(40.0), -np.arange(40.0), np.zeros(40), np.zeros(40))
     choice = Choice.of(policy.store, candidates, scores, order, taken=[0])
     assert choice.considered == 40
     assert choice.row == candidates.row[[*order[:SHOWN], 0]].tolist()

@@ -39,7 +39,7 @@ def candidates(n: int = 0, **columns) -> Candidates:
 def scores_of(values) -> Scores:
     """Scores whose entropies are `values` and whose likelihoods order the other way round."""
     values = np.asarray(values, np.float64)
-    return Scores(entropy=values, nll=-values)
+    return Scores(entropy=values, nll=-values, headroom=values, drift=-values)
 
 
 def ranked(rank: str, values, **around) -> list[int]:

@@ -111,7 +111,7 @@ class ExGRPO(Replay):
             return {}
         handles = np.concatenate(list(rows.values()))
         scores = tools.score([self.store.trajectory(int(row)) for row in handles])
-        self.store.mark_scored(handles, scores.entropy, scores.nll)
+        self.store.mark_scored(handles, scores.entropy, scores.nll, scores.drift)
         self.report.scored = len(handles)
         owner = np.repeat(list(rows), [len(found) for found in rows.values()])
         return {i: scores[owner == i] for i in rows}
