@@ -12,6 +12,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from recipe.exgrpo.checkpoint.checkpointer import ExperienceCheckpointer
+from recipe.exgrpo.checkpoint.stored import Stored
 from recipe.exgrpo.cli.main import main
 from recipe.exgrpo.core.buffer import ExperienceBuffer, Origin, Provenance, Response, prompt_hash
 from recipe.exgrpo.core.buffer.inspection import distribution, regrade, trajectories
@@ -53,7 +54,7 @@ def refill_root(tmp_path):
     for _ in range(2):
         response = Response([1, 2, 3, 4], [-0.5, 0.0, -0.5, -0.5], [True, False, True, True], prompt_ids=[5, 6])
         buffer.add("7", response, 1.0, 3, provenance=group, keep_prompt=True, keep_duplicates=True)
-    buffer.origin = Origin("import", "", 1.0)
+    buffer.origin = Origin("import", "", 1.0, "one")
     buffer.add("8", Response([1, 2], [-1.0, -1.0]), 0.0, 4)
     buffer.mark_scored([0], [0.5], [0.75], [0.01])
     buffer.mark_used([0, 1], 5)
@@ -116,8 +117,8 @@ def test_summary_of_refill(refill_root, answer, inspect):
     assert report["fingerprint"]["policy"] == "refill"
     assert (report["trajectories"], report["groups"], report["with_prompt"], report["eligible"]) == (3, 1, 2, 0)
     assert report["origins"] == [
-        {"source": "rollout", "chat_template": "abc", "temperature": 0.6, "trajectories": 2},
-        {"source": "import", "chat_template": "", "temperature": 1.0, "trajectories": 1},
+        {"source": "rollout", "chat_template": "abc", "temperature": 0.6, "behaviour": "measured", "trajectories": 2},
+        {"source": "import", "chat_template": "", "temperature": 1.0, "behaviour": "one", "trajectories": 1},
     ]
     assert (report["advantage"]["n"], report["advantage"]["mean"]) == (2, 0.5)
     assert (report["nll"]["mean"], report["drift"]["n"], report["reward"]["min"]) == (0.75, 1, 0)
@@ -259,6 +260,44 @@ def test_regrade_lists_what_no_longer_passes(root, answer, inspect, tmp_path):
     ]
     assert answer(root, "--regrade", "--data", data, "--question", "b")["no_longer_pass"] == []
     assert "3 graded, 1 no longer pass" in inspect(root, "--regrade", "--data", data)[1].out
+
+
+def test_what_no_longer_passes_goes_out_into_a_new_state_and_the_old_one_stays(root, answer, tmp_path):
+    data, out = dataset(tmp_path / "train.parquet", {"a": "4", "b": "4"}), tmp_path / "again" / "global_step_10"
+    before = {path: path.read_bytes() for path in (root / "global_step_10").rglob("*") if path.is_file()}
+    report = answer(root, "--regrade", "--data", data, "--apply", out)
+    assert (report["left"], len(report["no_longer_pass"])) == (3, 1)
+    assert {path: path.read_bytes() for path in before} == before
+    assert answer(out, "--verify")["intact"]
+    old, new = (Stored.open(path) for path in (root / "global_step_10", out))
+    assert (new.fingerprint, new.extra) == (old.fingerprint, old.extra)
+    assert answer("--diff", root / "global_step_10", out)["trajectories"] == {"a": 4, "b": 3, "added": 0, "removed": 1}
+    (left,) = answer(out, "--question", "a")["trajectories"]  # by the tokenizer that came along
+    assert (left["text"], left["row"]) == ("the answer is \\boxed{4}", 0)
+    (gone,) = map(json.loads, (out / "taken_out.jsonl").read_text().splitlines())
+    assert (gone["question"], gone["text"], gone["log_probs"]) == ("a", "the answer is \\boxed{5}", [-0.25] * 4)
+    assert new.buffer().retired == ["c"]
+
+
+def test_regrade_takes_the_reward_of_a_run(root, answer, tmp_path):
+    reward = tmp_path / "mine.py"
+    reward.write_text("def compute_score(data_source, solution_str, ground_truth, extra_info=None):\n    return 0.0\n")
+    data = dataset(tmp_path / "train.parquet", {"a": "4", "b": "4"})
+    run = f"reward.custom_reward_function.path={reward}"
+    assert len(answer(root, "--regrade", "--data", data, "--run", run)["no_longer_pass"]) == 3
+
+
+def test_apply_writes_nothing_over_what_is_there(root, inspect, tmp_path):
+    data = dataset(tmp_path / "train.parquet", {"a": "4"})
+    for extra in (["--apply", root / "global_step_10"], ["--apply", tmp_path / "new", "--question", "a"]):
+        code, printed = inspect(root, "--regrade", "--data", data, *extra)
+        assert (code, "a folder that is not there yet" in " ".join(printed.err.split())) == (1, True)
+    assert not (tmp_path / "new").exists()
+
+
+def test_a_trajectory_says_whose_log_probs_it_has(refill_root, inspect):
+    assert "without log-probs (pi_past = 1)" in inspect(refill_root, "--question", "8")[1].out
+    assert "pi_past" not in inspect(refill_root, "--question", "7")[1].out
 
 
 def test_regrade_counts_what_the_grader_did_not_finish(root):

@@ -20,6 +20,8 @@ from recipe.exgrpo.checkpoint.format import folder_of
 from recipe.exgrpo.checkpoint.stored import Stored, problems_of
 from recipe.exgrpo.cli import inspect_output as output
 from recipe.exgrpo.core.buffer import ExperienceBuffer, Trajectory, inspection
+from recipe.exgrpo.experience import table
+from recipe.exgrpo.experience.tokenizers import decoder, tokenizer_beside
 from recipe.exgrpo.runs.folder import to_look_at
 
 PASSED = 0.5  # a stored reward above it was a success
@@ -31,6 +33,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--verify", action="store_true", help="compare every checksum and relation")
     parser.add_argument("--diff", nargs=2, type=Path, metavar=("A", "B"), help="what changed from A to B")
     parser.add_argument("--regrade", action="store_true", help="grade again with today's reward; needs --data")
+    parser.add_argument(
+        "--apply", type=Path, metavar="OUT", help="with --regrade: a new state in OUT without what no longer passes"
+    )
+    parser.add_argument(
+        "--run",
+        nargs="+",
+        default=[],
+        dest="target",
+        metavar="SCRIPT|key=value",
+        help="whose reward --regrade takes (default: ours)",
+    )
     parser.add_argument("--export", choices=("parquet", "jsonl"), help="write all trajectories (or --question's)")
     parser.add_argument("--plot", action="store_true", help="write histograms of buckets, ages and entropies as PNG")
     parser.add_argument("--data", type=Path, nargs="+", help="parquet files of the questions, for --regrade")
@@ -106,15 +119,10 @@ def _on_disk(stored: Stored) -> dict:
 
 def _decoder(args: argparse.Namespace, stored: Stored) -> Callable[[list[int]], str] | None:
     """Text of token ids as the reward saw it (special tokens left out); None when no tokenizer is beside or named."""
-    path = Path(args.tokenizer) if args.tokenizer else stored.folder.resolve().parent / "actor" / "huggingface"
-    if not path.is_dir():
-        if args.tokenizer:
-            raise ValueError(f"--tokenizer {path} is not a folder.")
-        return None
-    from transformers import AutoTokenizer
-
-    tokenizer = AutoTokenizer.from_pretrained(str(path), local_files_only=True, trust_remote_code=False)
-    return lambda ids: tokenizer.decode(ids, skip_special_tokens=True)
+    if args.tokenizer and not Path(args.tokenizer).is_dir():
+        raise ValueError(f"--tokenizer {args.tokenizer} is not a folder.")
+    path = args.tokenizer or tokenizer_beside(stored.folder)
+    return None if path is None else decoder(path)
 
 
 def _chosen(args: argparse.Namespace, buffer: ExperienceBuffer, doing: str, console: Console) -> Iterator[Trajectory]:
@@ -139,6 +147,8 @@ def _question(args: argparse.Namespace, stored: Stored, buffer: ExperienceBuffer
 
 def _regrade(args: argparse.Namespace, stored: Stored, buffer: ExperienceBuffer, console: Console) -> dict:
     """Grade again; lists what was stored as a success and is none today."""
+    if args.apply is not None and (args.apply.exists() or args.question is not None):
+        raise ValueError(f"--apply {args.apply}: name a folder that is not there yet, and no --question.")
     decode = _decoder(args, stored)
     if not args.data or decode is None:
         needed = (
@@ -146,19 +156,43 @@ def _regrade(args: argparse.Namespace, stored: Stored, buffer: ExperienceBuffer,
         )
         raise ValueError(f"--regrade needs {needed}.")
     from verl_ext.dataset import rows_by_question
-    from verl_ext.rewards import compute_score
 
     rows = rows_by_question(args.data)
     found = _chosen(args, buffer, "grading", console)
-    results = list(inspection.regrade(found, rows, decode, compute_score))
+    results = list(inspection.regrade(found, rows, decode, _reward(args.target)))
     known = [result for result in results if result is not None]
     failing = [vars(r) for r in known if r.trouble is None and r.stored > PASSED >= r.now]
-    return {
+    report = {
         "graded": len(known),
         "not_in_data": len(results) - len(known),
         "timeout_or_error": sum(r.trouble is not None for r in known),
         "no_longer_pass": failing,
     }
+    return report if args.apply is None else report | _applied(args.apply, stored, buffer, failing, decode)
+
+
+def _reward(target: list[str]) -> Callable[..., dict]:
+    """The reward of a run, or the shipped one."""
+    from verl_ext.rewards import compute_score
+
+    if not target:
+        return compute_score
+    from recipe.exgrpo.experience.grading import Grading
+    from recipe.exgrpo.presets.compose import compose, resolve_target
+
+    return Grading.of(compose(resolve_target(target)).reward, workers=1).call
+
+
+def _applied(out: Path, stored: Stored, buffer: ExperienceBuffer, failing: list[dict], decode: Callable) -> dict:
+    """Write what is left as a new state, and beside it what went out, with its text, for someone to look at."""
+    from recipe.exgrpo.experience import state
+
+    handles = [found["row"] for found in failing]
+    gone = list(table.rows_of(buffer, handles, decode, stored.fingerprint.get("tokenizer")))
+    buffer.drop_trajectories(handles)
+    written = state.write(out, buffer, stored.fingerprint, stored.extra, tokenizer_beside(stored.folder))
+    table.write_jsonl(out / "taken_out.jsonl", iter(gone))
+    return {"applied": str(written), "left": len(buffer.candidates())}
 
 
 def _write(args: argparse.Namespace, stored: Stored, buffer: ExperienceBuffer, console: Console) -> list[Path]:
@@ -168,12 +202,13 @@ def _write(args: argparse.Namespace, stored: Stored, buffer: ExperienceBuffer, c
     if args.export:
         decode = _decoder(args, stored)
         found = _chosen(args, buffer, "exporting", console)
-        records = (inspection.record(buffer, trajectory, decode) for trajectory in found)
+        handles = (trajectory.row for trajectory in found)
+        records = table.rows_of(buffer, handles, decode, stored.fingerprint.get("tokenizer"))
         written.append(args.out / f"experience_step_{step}.{args.export}")
         if args.export == "parquet":
-            output.write_parquet(written[-1], records, decoded=decode is not None)
+            table.write_parquet(written[-1], records, table.schema(decoded=decode is not None))
         else:
-            output.write_jsonl(written[-1], records)
+            table.write_jsonl(written[-1], records)
     if args.plot:
         written.append(args.out / f"experience_step_{step}.png")
         output.plot(written[-1], inspection.summary(buffer, step), inspection.columns(buffer, step))

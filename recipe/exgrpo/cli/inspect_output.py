@@ -1,9 +1,7 @@
 """How `exgrpo inspect` shows and writes things: rich tables, parquet, JSON lines, histograms."""
 
-import json
 import math
 from collections.abc import Iterator
-from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -12,9 +10,8 @@ from rich.table import Table
 from rich.text import Text
 
 from verl_ext.files import replacing
-from verl_ext.text import printable
+from verl_ext.text import one_line, printable
 
-BATCH = 1000  # trajectories in a row group
 BARS = 40  # of a histogram
 SHOWN = 20  # entries of a list in a table; --json has all
 MEASURES = {
@@ -22,6 +19,7 @@ MEASURES = {
     "nll": "negative log-likelihood, nats per token", "drift": "log-prob drift (mean square)",
     "advantage": "advantage at collection", "reward": "reward", "length": "length, tokens",
 }  # fmt: skip
+LOG_PROBS = {"scored": "log-probs of the start policy", "one": "without log-probs (pi_past = 1)"}
 FACTS = (
     "step", "group_size", "questions", "eligible", "cooling", "retired", "trajectories", "groups", "with_prompt", "tokens",
 )  # fmt: skip
@@ -39,9 +37,10 @@ def show_summary(console: Console, report: dict) -> None:
     for key in ("policy", "model", "tokenizer"):
         facts.add_row(key, Text(printable(str(report["fingerprint"].get(key)))))
     console.print(facts)
-    origins = Table("source", "chat template", "temperature", "trajectories")
+    origins = Table("source", "log-probs", "temperature", "trajectories", "chat template")
     for origin in report["origins"]:
-        origins.add_row(*(Text(printable(str(value))) for value in origin.values()))
+        values = (origin[name] for name in ("source", "behaviour", "temperature", "trajectories", "chat_template"))
+        origins.add_row(*(Text(one_line(str(value))) for value in values))
     console.print(origins)
     buckets = Table("successes of K", "eligible questions", "")
     most = max(report["buckets"].values(), default=0) or 1
@@ -72,6 +71,8 @@ def show_question(console: Console, report: dict) -> None:
 def _about(t: dict) -> Iterator[str]:
     """Clauses on where a trajectory comes from and what has happened to it."""
     yield f"collected at step {t['birth_step']} ({t['source']}, temperature {t['temperature']:g})"
+    if t["behaviour"] != "measured":
+        yield LOG_PROBS[t["behaviour"]]
     if t["group"] is not None:
         where = f"group {t['group']} with {t['group_successes']} of {t['group_size']} solved"
         yield f"{where}, advantage {t['advantage']:g}"
@@ -124,39 +125,14 @@ def show_regraded(console: Console, report: dict) -> None:
         table.add_row(*map(Text, values), Text(printable(r["extracted"])))
     if failing:
         console.print(table)
+    if "applied" in report:
+        console.print(Text(f"wrote {printable(report['applied'])}: {report['left']:,} trajectories are left"))
 
 
 def show_written(console: Console, report: dict) -> None:
     """The files of --export and --plot."""
     for file in report["written"]:
         console.print(Text(f"wrote {printable(file)}"))
-
-
-def write_parquet(path: Path, records: Iterator[dict], decoded: bool) -> None:
-    """Trajectories as a parquet file with list columns, a thousand at a time."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    schema = pa.schema(
-        {
-            "question": pa.string(), "latest_count": pa.int16(), "row": pa.int64(), "reward": pa.float64(),
-            "birth_step": pa.int32(), "use_count": pa.int32(), "entropy": pa.float32(), "nll": pa.float32(),
-            "drift": pa.float32(), "group": pa.int32(), "group_successes": pa.int16(), "group_size": pa.int16(),
-            "advantage": pa.float64(), "source": pa.string(), "chat_template": pa.string(), "temperature": pa.float64(),
-            "prompt_hash": pa.string(), "length": pa.int32(), "prompt_ids": pa.list_(pa.int32()),
-            "token_ids": pa.list_(pa.int32()), "log_probs": pa.list_(pa.float32()), "mask": pa.list_(pa.bool_()),
-        } | ({"text": pa.string()} if decoded else {})
-    )  # fmt: skip
-    with replacing(path) as new, pq.ParquetWriter(new, schema) as writer:
-        while batch := list(islice(records, BATCH)):
-            writer.write_table(pa.Table.from_pylist(batch, schema))
-
-
-def write_jsonl(path: Path, records: Iterator[dict]) -> None:
-    """Trajectories as JSON objects, one per line."""
-    with replacing(path) as new, open(new, "w", encoding="utf-8") as file:
-        for found in records:
-            file.write(json.dumps(found) + "\n")
 
 
 def plot(path: Path, report: dict, columns: dict) -> None:

@@ -52,17 +52,20 @@ class Grading:
         with ThreadPoolExecutor(self.workers) as pool:
             return list(pool.map(self._one, answers))
 
+    def call(self, data_source: str, solution_str: str, ground_truth: Any, extra_info: Mapping | None = None) -> dict:
+        """One call of the function, whatever it returns, as a mapping with `score`."""
+        found = self.function(
+            data_source=data_source, solution_str=solution_str, ground_truth=ground_truth, extra_info=extra_info,
+            **self.kwargs,
+        )  # fmt: skip
+        if inspect.isawaitable(found):
+            found = asyncio.run(_result(found))
+        return found if isinstance(found, Mapping) else {"score": float(found)}
+
     def _one(self, answer: tuple[Mapping[str, Any], str, bool]) -> Graded:
         row, text, truncated = answer
         info = {**(row.get("extra_info") or {}), "truncated": truncated}
-        gold = row["reward_model"]["ground_truth"]
-        found = self.function(
-            data_source=row["data_source"], solution_str=text, ground_truth=gold, extra_info=info, **self.kwargs
-        )
-        if inspect.isawaitable(found):
-            found = asyncio.run(_result(found))
-        if not isinstance(found, Mapping):
-            return Graded(float(found))
+        found = self.call(row["data_source"], text, row["reward_model"]["ground_truth"], info)
         return Graded(float(found["score"]), next((name for name in ("timeout", "error") if found.get(name)), None))
 
 

@@ -1,6 +1,6 @@
 """Saved states that nobody trained: written whole beside what was there, with the tokenizer that reads them."""
 
-import logging
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -9,8 +9,6 @@ from recipe.exgrpo.checkpoint.format import FOLDER, folder_of
 from recipe.exgrpo.checkpoint.stored import Stored
 from recipe.exgrpo.core.buffer import ExperienceBuffer
 from recipe.exgrpo.experience.sources import IMPORTED
-
-logger = logging.getLogger(__name__)
 
 
 def opened(path: Path, fingerprint: dict, group_size: int) -> tuple[ExperienceBuffer, dict]:
@@ -30,8 +28,14 @@ def opened(path: Path, fingerprint: dict, group_size: int) -> tuple[ExperienceBu
 
 
 def write(path: Path, buffer: ExperienceBuffer, fingerprint: dict, extra: dict, tokenizer: Any | None = None) -> Path:
-    """Write `path/experience` in one rename, and `tokenizer` beside it; returns that folder. UnsavedState on a full disk."""
-    if tokenizer is not None and not (path / "tokenizer").is_dir():
-        tokenizer.save_pretrained(path / "tokenizer")
+    """Write `path/experience` in one rename, and beside it `tokenizer`, an object or a folder; returns the new folder.
+
+    Raises UnsavedState on a full disk.
+    """
+    beside = path / "tokenizer"
+    if isinstance(tokenizer, Path):
+        shutil.copytree(tokenizer, beside, dirs_exist_ok=True)
+    elif tokenizer is not None and not beside.is_dir():
+        tokenizer.save_pretrained(beside)
     ExperienceCheckpointer(fingerprint).save(path, buffer, extra)
     return path / FOLDER
