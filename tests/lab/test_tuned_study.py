@@ -36,7 +36,13 @@ GRID = {
     "recipe": RECIPE,
 }
 TUNING = GRID | {"base_seeds": [0], "seeds": [0], "rates": [1, 3]}
-TEST = GRID | {"base_seeds": [1], "seeds": [10, 11], "tuned_on": "tuning", "equal": ["updated_tokens"]}
+TEST = {name: value for name, value in GRID.items() if name not in ("families", "bases")} | {
+    "where": [["addition", "mid"], ["addition", "weak"]],
+    "base_seeds": [1],
+    "seeds": [10, 11],
+    "tuned_on": "tuning",
+    "equal": ["updated_tokens"],
+}
 CLAIM = {
     "id": "T1",
     "claim": "refill ends above",
@@ -118,6 +124,9 @@ def write_study(folder, stages, claims=(CLAIM,), **more):
     ({"tuning": TUNING | {"suite": "on_policy"}, "test": TEST}, {}, "does not run 'refill'"),
     ({"tuning": TUNING | {"bases": ["mid"]}, "test": TEST}, {}, "does not run 'addition, weak'"),
     ({"tuning": TUNING, "test": TEST}, {"correction": "some"}, "correction must be one of none, holm"),
+    ({"tuning": TUNING, "test": TEST | {"bases": ["mid"]}}, {}, "families and bases, or as where"),
+    ({"tuning": TUNING, "test": TEST | {"where": [["addition"]]}}, {}, "families and bases, or as where"),
+    ({"tuning": TUNING | {"families": [], "bases": []}, "test": TEST}, {}, "families and bases, or as where"),
 ])  # fmt: skip
 def test_a_tuning_that_would_not_be_fair_is_refused(tmp_path, stages, more, sentence):
     with pytest.raises(ValueError, match=sentence):
@@ -154,7 +163,7 @@ def two_settings(finals: dict[str, dict]) -> Comparison:
 
 
 def registration(claims, correction="holm") -> Registration:
-    stage = Stage("on_policy,refill,exgrpo", ["chain"], ["mid", "weak"], [1], [10, 11, 12])
+    stage = Stage("on_policy,refill,exgrpo", [1], [10, 11, 12], where=[["chain", "mid"], ["chain", "weak"]])
     return Registration({"test": stage}, [Hypothesis(**CLAIM | claim) for claim in claims], correction)
 
 
@@ -185,7 +194,11 @@ def test_a_pooled_claim_with_a_pair_missing_in_one_setting_is_not_tested():
 def test_what_is_supported_alone_may_be_undecided_among_many_claims():
     seeds, rng = [(1, 10), (1, 11), (1, 12)], np.random.default_rng(0)
     base = rng.uniform(0.4, 0.6, 3)
-    runs = {"on_policy": base, "refill": base + np.array([0.05, 0.06, 0.09]), "exgrpo": base + np.array([0.02, -0.02, 0.01])}
+    runs = {
+        "on_policy": base,
+        "refill": base + np.array([0.05, 0.06, 0.09]),
+        "exgrpo": base + np.array([0.02, -0.02, 0.01]),
+    }
     named = {name: dict(zip(seeds, values, strict=True)) for name, values in runs.items()}
     results = {"test": two_settings({"mid": named, "weak": named})}
     alone = judge(registration([{}]), results)[0]

@@ -1,6 +1,7 @@
 """What a study registers before its runs: stages, hypotheses and the rule, read from one YAML file."""
 
 from dataclasses import dataclass, field
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ CORRECTIONS = ("none", "holm")
 class Stage:
     """One grid: variants (a suite or names by commas) x families x bases x base seeds x seeds.
 
+    `where` names the settings one by one, `[family, base]` each, in place of all bases of all families.
     `settings` are the fields of `LabSettings` and `recipe` those of `BaseRecipe` that differ from the defaults. `rates` are
     multiples of the family's learning rate, at each of which every variant runs; with `tuned_on`, the name of such a stage,
     each variant runs at the rate that did best there, chosen for each setting. `equal` are costs (columns of the results) at
@@ -25,10 +27,11 @@ class Stage:
     """
 
     suite: str
-    families: list[str]
-    bases: list[str]
     base_seeds: list[int]
     seeds: list[int]
+    families: list[str] = field(default_factory=list)
+    bases: list[str] = field(default_factory=list)
+    where: list[list[str]] = field(default_factory=list)
     settings: dict[str, Any] = field(default_factory=dict)
     recipe: dict[str, Any] = field(default_factory=dict)
     rates: list[float] = field(default_factory=lambda: [1.0])
@@ -42,7 +45,7 @@ class Stage:
 
     @property
     def settings_compared(self) -> list[tuple[str, str]]:
-        return [(family, base) for family in self.families for base in self.bases]
+        return [(family, base) for family, base in self.where] or list(product(self.families, self.bases))
 
     @property
     def runs(self) -> int:
@@ -51,13 +54,13 @@ class Stage:
 
     def cells(self, best: BestRates | None = None) -> list[Cell]:
         """All cells, those of one seed together; `best` are the rates found on `tuned_on`."""
-        if best is None:
-            return Axes(self.variants, self.families, self.bases, self.base_seeds, self.seeds).cells()
         found = []
         for family, base in self.settings_compared:
-            tuned = [label(variant, best[(family, base), variant]) for variant in self.variants]
+            tuned = (
+                [label(variant, best[(family, base), variant]) for variant in self.variants] if best else self.variants
+            )
             found += Axes(tuned, [family], [base], self.base_seeds, self.seeds).cells()
-        return sorted(found, key=lambda cell: self.seeds.index(cell.seed))
+        return sorted(found, key=lambda cell: (self.seeds.index(cell.seed), self.base_seeds.index(cell.base_seed)))
 
 
 @dataclass(frozen=True)
@@ -108,6 +111,10 @@ def load_registration(path: Path) -> Registration:
     if correction not in CORRECTIONS:
         raise ValueError(f"{path}: correction must be one of {', '.join(CORRECTIONS)}; got {correction!r}.")
     for name, stage in stages.items():
+        if bool(stage.where) == bool(stage.families or stage.bases) or any(len(pair) != 2 for pair in stage.where):
+            raise ValueError(
+                f"stage {name}: give its settings as families and bases, or as where: [[family, base], ...]."
+            )
         _check_tuning(name, stage, stages)
     for hypothesis in hypotheses:
         _check_hypothesis(hypothesis, stages)

@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from itertools import product
 from typing import Any
 
 import numpy as np
@@ -76,7 +75,9 @@ def judge(registration: Registration, results: Mapping[str, Comparison]) -> list
 
 def settings_of(hypothesis: Hypothesis, stage: Stage) -> list[tuple[str, ...]]:
     """The settings that a hypothesis is judged in, one claim each."""
-    return [("all",)] if hypothesis.pooled else list(product(stage.families, hypothesis.bases or stage.bases))
+    if hypothesis.pooled:
+        return [("all",)]
+    return [pair for pair in stage.settings_compared if not hypothesis.bases or pair[1] in hypothesis.bases]
 
 
 def paired(
