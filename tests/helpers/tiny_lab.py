@@ -67,12 +67,12 @@ def lab(name="exgrpo", seed=0, settings=SETTINGS, **overrides) -> Lab:
 
 
 def recorded(run: Lab) -> list[list]:
-    """The groups that a run hands to its updates from now on, as they are then."""
+    """The rows that a run hands to its updates from now on, as they are then: of groups in order, then those on top."""
     seen, update = [], run.update
 
-    def spy(rows):
-        seen.append([dataclasses.replace(row) for row in rows])
-        return update(rows)
+    def spy(batch):
+        seen.append([dataclasses.replace(row) for row in (*batch.rows, *batch.extra)])
+        return update(batch)
 
     run.update = spy
     return seen

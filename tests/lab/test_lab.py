@@ -6,7 +6,7 @@ from functools import cache
 import numpy as np
 import pytest
 import torch
-from tiny_lab import SETTINGS, K, lab, recorded
+from tiny_lab import SETTINGS, K, Parity, lab, recorded
 
 from recipe.exgrpo.core.buffer import Trajectory
 from recipe.exgrpo.core.config import LossConfig
@@ -14,7 +14,7 @@ from recipe.exgrpo.core.policies import make_policy
 from recipe.exgrpo.lab import trainer
 from recipe.exgrpo.lab.bases import shape_of
 from recipe.exgrpo.lab.families import FAMILIES, family
-from recipe.exgrpo.lab.model import TinyTransformer
+from recipe.exgrpo.lab.model import TinyTransformer, prompt_ids, response_ids, response_scores
 from recipe.exgrpo.lab.questions import Stream
 from recipe.exgrpo.lab.suites import SUITES, VARIANTS, suite, variant
 from recipe.exgrpo.lab.trainer import Lab, LabSettings, write_advantages
@@ -262,10 +262,77 @@ def test_a_row_out_of_the_update_counts_in_the_normaliser_and_nowhere_else():
             row.advantage = 0.0
         run.config = dataclasses.replace(run.config)
         run.settings = dataclasses.replace(run.settings, entropy_coeff=0.0, grad_clip=1e9)
-        run._mini_batch(rows)
+        run._mini_batch(rows, len(rows))
         gradients.append(run.model.tokens.weight.grad.clone())
     torch.testing.assert_close(*gradients, rtol=1e-4, atol=1e-8)
     assert gradients[0].abs().max() > 0
+
+
+def on_top(most, **values):
+    return lab("exgrpo_at_once", policy="on_top:OnTop", options={"most": most}, **values)
+
+
+def test_extra_rows_come_on_top_of_all_rollouts():
+    run = on_top(5)
+    seen = recorded(run)
+    metrics = [run.step(step) for step in range(1, 6)]
+    counts = [row["experience/extra_rows"] for row in metrics]
+    assert counts[0] == 0
+    assert counts[-1] == 5
+    for rows, row, count in zip(seen, metrics, counts, strict=True):
+        assert row["experience/replayed_rows"] == count
+        assert row["batch/rows_updated"] == len(rows) == 8 * K + count
+        assert [one.is_replayed for one in rows] == [False] * 8 * K + [True] * int(count)
+    assert run.costs.fresh_rollouts == 5 * 8 * K
+    assert run.costs.updated_sequences == 5 * 8 * K + sum(counts)
+    assert run.costs.updated_tokens == sum(len(one.response) for rows in seen for one in rows)
+
+
+def test_an_update_is_the_float64_gradient_of_its_rows_over_all_sequences():
+    """Ragged rows, an odd number on top, tokens that are not the model's own; the divisor is half of all sequences."""
+    run = on_top(3)
+    run.step(1)
+    before = {name: p.detach().clone() for name, p in run.model.named_parameters()}
+    seen, gradients, masked = recorded(run), [], run._optimizer_step
+    run._optimizer_step = lambda: (
+        gradients.append({name: p.grad.double().clone() for name, p in run.model.named_parameters()}) or masked()
+    )
+    update = run.update
+
+    def with_a_token_of_someone_else(batch):
+        longest = max(batch.extra, key=lambda row: len(row.response))
+        longest.own = np.arange(len(longest.response)) != 0
+        return update(batch)
+
+    run.update = with_a_token_of_someone_else
+    run.step(2)
+    rows, extra = seen[0][: 8 * K], seen[0][8 * K :]
+    assert len(extra) == 3
+    model = TinyTransformer(run.model.shape).double()
+    model.load_state_dict({name: value.double() for name, value in before.items()})
+    total = torch.zeros((), dtype=torch.float64)
+    for row in [*rows[: 4 * K], *extra[0::2]]:  # of the first update: its half, and every second on top
+        prompt, response = prompt_ids([row.prompt], model.shape.prompt), response_ids([row.response])
+        log_probs, entropy = (values[0] for values in response_scores(model, prompt, response))
+        w = (log_probs - torch.tensor(row.behaviour).double()).exp()
+        gain = torch.minimum(w * row.advantage, w.clamp(0.8, 1.2) * row.advantage)
+        gain = gain.clamp(min=3 * row.advantage) if row.advantage < 0 else gain
+        if row.is_replayed:
+            gain = row.advantage * w / (w + 0.1)
+        own = torch.ones(len(row.response)) if row.own is None else torch.tensor(row.own).double()
+        total = total - ((gain + SETTINGS.entropy_coeff * entropy) * own).sum()
+    (total / Parity.response_tokens / ((8 * K + 3) / 2)).backward()
+    for name, parameter in model.named_parameters():
+        torch.testing.assert_close(gradients[0][name], parameter.grad, rtol=1e-3, atol=1e-7)
+    assert any(row.own is not None and not row.own.all() for row in extra)
+
+
+def test_more_extra_rows_than_the_batch_has_are_refused():
+    run = on_top(1000, admit="everything")
+    run.step(1)
+    run.step(2)  # as many as the batch has, or fewer
+    with pytest.raises(ValueError, match="extra rows on top of a batch of 32"):
+        run.step(3)
 
 
 def stored(row) -> Trajectory:
@@ -284,7 +351,7 @@ def test_neither_gradient_nor_log_probs_depend_on_how_rows_are_put_into_passes(s
         run.write_behaviour(rows)
         write_advantages(groups)
         scores = run.score([stored(row) for row in rows])
-        terms = run._mini_batch(rows)
+        terms = run._mini_batch(rows, len(rows))
         behaviour = torch.tensor(np.concatenate([row.behaviour for row in rows]))
         gradient = run.model.tokens.weight.grad.clone()
         found.append((torch.tensor(scores.entropy), behaviour, gradient, torch.tensor(list(terms.values()))))
@@ -301,7 +368,7 @@ def test_a_gradient_beyond_the_bound_is_skipped():
 
 def test_two_updates_a_step_of_whole_groups():
     run, sizes = lab("on_policy"), []
-    run._mini_batch = lambda rows: sizes.append((len(rows), len({row.question for row in rows}))) or {"loss": 0.0}
+    run._mini_batch = lambda rows, _: sizes.append((len(rows), len({row.question for row in rows}))) or {"loss": 0.0}
     run.step(1)
     assert sizes == [(4 * K, 4), (4 * K, 4)]
 

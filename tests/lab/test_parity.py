@@ -6,6 +6,7 @@ dictionary here (tests/trainer has the real one), and an engine a function.
 
 import zlib
 from collections.abc import Sequence
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -107,7 +108,7 @@ class LabSide(Lab):
         for row in rows:
             row.behaviour = log_probs(self.now, row.response) if row.behaviour is None else row.behaviour
 
-    def update(self, rows):
+    def update(self, batch):
         self.trained = [
             row_of(
                 r.question,
@@ -119,7 +120,7 @@ class LabSide(Lab):
                 r.advantage,
                 r.behaviour.tolist(),
             )
-            for r in rows
+            for r in (*batch.rows, *batch.extra)
         ]
         return {}
 
@@ -165,11 +166,12 @@ class VerlSide:
         found.question_rows = index_questions(row["extra_info"] for row in found.train_dataset)
         found.train_dataloader = [collate_fn([row]) for row in found.train_dataset]
         found.train_dataloader_it, found.timing_raw, found.actor_rollout_wg = None, {}, None
-        rollout_node = {"rollout": {"calculate_log_probs": False}}
+        nodes = {"rollout": {"calculate_log_probs": False}, "actor": {"ppo_mini_batch_size": B // 2}}
         found.config = OmegaConf.create(
-            {"data": {"train_batch_size": B, "gen_batch_size": 1}, "actor_rollout_ref": rollout_node}
+            {"data": {"train_batch_size": B, "gen_batch_size": 1}, "actor_rollout_ref": nodes}
         )
-        found._data_parallel_size = found._forward_budget = lambda: None
+        found.tokenizer, found.history = SimpleNamespace(eos_token_id=0), SimpleNamespace(append=lambda line: 0)
+        found._data_parallel_size, found._forward_budget = lambda: 1, lambda: None
         self.queue = Queue()
         for module in (queue_rows, stored_rows, trainer):
             monkeypatch.setattr(module, "tq", self.queue)
@@ -232,7 +234,10 @@ class VerlSide:
         batch = found._balance_batch(batch, {})
         batch = found._compute_old_log_prob(batch, {})
         batch = found._compute_advantage(batch, {})
-        return found._close(), [self.trained(key) for key in batch.keys]
+        on_top = [key for key in batch.keys if key.startswith("extra")]
+        on_top.sort(key=lambda key: int(key.split("_")[0].split("x")[-1]))  # extra3x10_0_0, as the policy named them
+        rows = [key for key in batch.keys if not key.startswith(("extra", "pad"))] + on_top
+        return found._close(), [self.trained(key) for key in rows]
 
     def trained(self, key: str) -> tuple:
         row = self.queue.rows[key]
@@ -318,16 +323,19 @@ def same_state(ours: Policy, theirs: Policy) -> None:
     ({"bookkeeping": {"retire": False, "keep_unsolved": True}, "rank": "lowest_perplexity"}, ["replayed_questions"]),
     ({"loss": {"importance": "old"}, "gate": "recent", "admit": "everything"}, ["replayed_questions"]),
     ({"rho": 0.0, "start_threshold": None}, ["newly_retired"]),
+    ({"policy": "exgrpo", "rho": 0.25, "start_threshold": None, "admit": "lone_success", "loss": {"shaping": "clip"},
+      "bookkeeping": {"retire_above": 2, "fresh_only": True}}, ["replayed_questions", "newly_retired"]),
     ({"policy": "refill"}, ["replayed_rows", "zero_variance_groups"]),
     ({"policy": "refill", "refill": {"source": "current"}}, ["replayed_rows"]),
     ({"policy": "refill", "refill": {"reps": 1, "power": 0.0}, "rank": "lowest_entropy"}, ["replayed_rows"]),
     ({"policy": "masked", "mask": {"band": "easy"}}, []),
-    ({"policy": "exgrpo", "rho": 0.25, "start_threshold": None, "admit": "lone_success", "loss": {"shaping": "clip"},
-      "bookkeeping": {"retire_above": 2, "fresh_only": True}}, ["replayed_questions", "newly_retired"]),
     ({"policy": "masked", "mask": {"band": "medium"}}, []),
     ({"policy": "masked", "mask": {"band": "hard"}}, []),
     ({"policy": "on_policy"}, []),
     ({"policy": "outside_policy:Rescue"}, ["replayed_rows", "rescued_groups"]),
+    ({"policy": "on_top:OnTop", "options": {"most": 5}}, ["replayed_rows", "extra_rows"]),
+    ({"policy": "on_top:OnTop", "options": {"most": B * K}, "rank": "rarity"}, ["replayed_rows", "extra_rows"]),
+    ({"policy": "on_top:OnTop", "options": {"most": 0}}, ["added"]),
 ], ids=str)  # fmt: skip
 def test_same_rollouts_give_the_same_calls_rows_metrics_and_stores(values, happens, monkeypatch):
     lab, verl, ours, theirs = both_sides(

@@ -316,6 +316,23 @@ def pairs(data):
     return prepare_micro_batches(data)[0]
 
 
+@pytest.mark.parametrize("sequences", [5.5, 8, 12])
+def test_sequences_are_what_it_is_divided_by_whatever_the_split(sequences):
+    """A number from the driver in place of the rows of the mini-batch: every term and gradient in its proportion."""
+    config, data = actor(), mini_batch(replayed=[1, 6])
+    loss, gradient, metrics = run(ours(config), data)
+    tu.assign_non_tensor(data, sequences=sequences)
+    again, other, counted = run(ours(config), data)
+    torch.testing.assert_close(again, loss * 8 / sequences)
+    torch.testing.assert_close(other, gradient * 8 / sequences)
+    for name in ("actor/pg_loss", "actor/entropy_loss"):
+        assert counted[name].aggregate() == pytest.approx(metrics[name].aggregate() * 8 / sequences, rel=1e-5)
+    for ranks, splits in SPLITS.values():
+        split, merged = step(data, config, ranks, splits)
+        torch.testing.assert_close(split, other, rtol=1e-5, atol=1e-7)
+        assert merged["actor/pg_loss"] == pytest.approx(counted["actor/pg_loss"].aggregate(), rel=1e-5)
+
+
 ALL_ROWS = list(range(8))
 SPLITS = {
     "single rows": ([ALL_ROWS], [single_rows]),

@@ -109,7 +109,7 @@ def trainer_of(policy, groups=GROUPS, ranks=1, calculate_log_probs=False) -> ExG
     trainer = object.__new__(ExGRPOTrainer)  # its constructor starts the whole stack
     trainer.settings, trainer.policy, trainer.group_size = policy.config, policy, K
     trainer.global_steps, trainer.timing_raw, trainer.actor_rollout_wg = STEP, {}, ScoringWorkers(ranks)
-    trainer.cursor = SimpleNamespace(skipped=3)
+    trainer.cursor, trainer.history = SimpleNamespace(skipped=3), SimpleNamespace(append=lambda line: 0)
     planned = set(STORED) if policy.plans_questions else set()
     slots = {
         uid: Slot(question, K - (question in planned and policy.config.inject), question in planned)
@@ -121,7 +121,8 @@ def trainer_of(policy, groups=GROUPS, ranks=1, calculate_log_probs=False) -> ExG
         "log_prob_max_token_len_per_gpu": 64,
         "calculate_log_probs": calculate_log_probs,
     }
-    node = {"rollout": rollout, "model": {"use_remove_padding": True}}
+    node = {"rollout": rollout, "model": {"use_remove_padding": True}, "actor": {"ppo_mini_batch_size": 1}}
+    trainer.tokenizer = SimpleNamespace(eos_token_id=0)
     trainer.config = OmegaConf.create({"actor_rollout_ref": node})
     return trainer
 
@@ -476,6 +477,30 @@ def test_a_rollout_whose_place_was_taken_can_still_be_read(rollouts, verl_hooks)
     assert stored(policy, "half") == [kept(response, reward) for response, reward in GROUPS["aa-1"][1]]
     first = policy.store.trajectory(int(policy.store.rows("half")[0]))
     assert first.prompt_ids.tolist() == PROMPTS["aa-1"]
+
+
+def test_extra_rows_come_with_their_advantages_and_are_counted(rollouts, verl_hooks):
+    """Three updates of one rank: with three rows on top of twelve, nine empty ones make them equal."""
+    roll_out(rollouts, FRESH)
+    policy = make("on_top:OnTop", K)
+    provenance = Provenance(policy.store.new_group(), successes=1, size=K, advantage=0.75)
+    for first in (205, 231, 210):
+        past = dataclasses.replace(stored_response(first), prompt_ids=[70, first])
+        policy.store.add("elsewhere", past, 1.0, 3, provenance=provenance, keep_prompt=True)
+    batch, metrics = run(trainer_of(policy, FRESH), rollouts)
+    extra = [key for key in batch.keys if key.startswith("extra")]
+    assert [i for i, key in enumerate(batch.keys) if key in extra] == [4, 12, 20]  # one an update
+    assert len(batch) == 24
+    rows = rollouts.read(batch.keys, "advantages", "prompts", "old_log_probs", "uid", FLAG, IN_UPDATE)
+    assert {tuple(rows[key]["prompts"].tolist()) for key in extra} == {(70, 205), (70, 231), (70, 210)}
+    for key in extra:
+        first = int(rows[key]["prompts"][1])
+        assert rows[key]["advantages"].tolist() == [0.75] * (1 + first % 3)
+        assert rows[key]["old_log_probs"].tolist() == pytest.approx([-first / 512] * (1 + first % 3))
+        assert (float(rows[key][FLAG]), float(rows[key][IN_UPDATE])) == (1, 1)
+    assert len({rows[key]["uid"] for key in extra}) == 3  # no group with one another
+    expected = {"experience/extra_rows": 3.0, "experience/replayed_rows": 3.0, "batch/rows_updated": 15.0}
+    assert {name: metrics[name] for name in expected} == expected
 
 
 class Silent(Policy):

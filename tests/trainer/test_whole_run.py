@@ -362,6 +362,51 @@ def test_refill_puts_past_successes_where_groups_have_no_variance(runs, model):
     assert seen >= 4
 
 
+# ---- rows on top of the batch
+
+
+@pytest.mark.parametrize("most", [3, 8, 16])
+def test_extra_rows_are_in_both_updates_and_counted_by_their_divisor(runs, model, most):
+    """Two updates a step, twice: each over its stretch of the batch, divided by half of all sequences, empty rows apart."""
+    settings = ("exgrpo.policy=on_top:OnTop", f"exgrpo.options={{most: {most}}}", "exgrpo.loss.shaping=clip")
+    run = runs(f"extra{most}", 3, *AT_ONCE, *settings, "actor_rollout_ref.actor.ppo_mini_batch_size=2")
+    added, far = 0, 0.0
+    for step in steps_of(run, model):
+        count, metrics = len(step.sources), run.metrics[step.number]
+        assert count == min(most, added) == metrics["experience/extra_rows"] == metrics["experience/replayed_rows"]
+        assert metrics["batch/rows_updated"] == B * K + count
+        rows = list(run.group.rows[step.number])
+        empty = [key for key in rows if key.startswith("pad")]
+        assert len(rows) == B * K + count + len(empty)
+        assert len(empty) == -count % 8  # 2 updates x lcm(4 rollouts, 1 rank)
+        model.at(step.updates[0].weights)
+        found = row_by_key(step, run)
+        old = {id(row): model.log_probs(row, 1.0) for row in found.values()}
+        half, objective = len(rows) // 2, objective_of(shaping="clip", rows=(B * K + count) / 2)
+        for i, update in enumerate(step.updates):
+            mine = [[found[key]] for key in rows[half * (i % 2) : half * (i % 2 + 1)] if key in found]
+            expected = gradient(model.at(update.weights), mine, old, objective)
+            assert distance(update.gradient, expected.gradient) < 1e-3, (step.number, i)
+            far = max([far, *(expected.stored - 1).abs().tolist()])
+        added += metrics["experience/added"]
+    assert len(step.updates) == 4
+    assert count > 0
+    assert far > 0.1
+
+
+def row_by_key(step: Step, run: Run) -> dict[str, Row]:
+    """Rows of an update by key, each with its advantage: that of its group, or of the group that it was stored from."""
+    script, found = run.script.rollouts, {}
+    for key, response in run.group.rows[step.number].items():
+        source = script.get(key) or step.sources.get(key)
+        if source is None:
+            continue
+        group = [r.reward for r in script.values() if (r.question, r.step) == (source.question, source.step)]
+        (row,) = [row for row in step.groups[key.rsplit("_", 2)[0]] if row.response == response]
+        found[key] = dataclasses.replace(row, advantage=source.reward - sum(group) / len(group))
+    return found
+
+
 # ---- history.jsonl
 
 

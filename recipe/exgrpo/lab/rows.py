@@ -15,8 +15,9 @@ from recipe.exgrpo.lab.model import prompt_ids, response_ids
 class Row:
     """One sequence of a step's batch.
 
-    `prompt` and `response` are token ids; `behaviour` float32 [L] log-probs of the policy that the loss divides by;
-    `in_update` false keeps the row in the normaliser and out of every loss term.
+    `prompt` and `response` are token ids; `behaviour` float32 [L] log-probs of the policy that the loss divides by; `own` bool
+    [L] the tokens that are the model's (None: all); `in_update` false keeps the row in the normaliser and out of every loss
+    term.
     """
 
     question: str
@@ -27,6 +28,7 @@ class Row:
     behaviour: np.ndarray | None = None
     advantage: float = 0.0
     in_update: bool = True
+    own: np.ndarray | None = None
 
 
 @dataclass(frozen=True)
@@ -42,16 +44,19 @@ class Tensors:
 
 
 def tensors_of(rows: Sequence[Row], columns: int) -> Tensors:
-    """Padded tensors of `rows`, prompts `columns` wide; the mask is empty on rows out of the update."""
+    """Padded tensors of `rows`, prompts `columns` wide; the mask has own tokens, none on rows out of the update."""
     responses = response_ids([row.response for row in rows])
     lengths = torch.tensor([len(row.response) * row.in_update for row in rows])
+    mask = torch.arange(responses.shape[1]) < lengths.unsqueeze(1)
     behaviour = torch.zeros(responses.shape)
     for i, row in enumerate(rows):
         behaviour[i, : len(row.behaviour)] = torch.as_tensor(row.behaviour)
+        if row.own is not None:
+            mask[i, : len(row.own)] &= torch.as_tensor(row.own, dtype=torch.bool)
     return Tensors(
         prompts=prompt_ids([row.prompt for row in rows], columns),
         responses=responses,
-        mask=torch.arange(responses.shape[1]) < lengths.unsqueeze(1),
+        mask=mask,
         behaviour=behaviour,
         advantages=torch.tensor([row.advantage for row in rows]),
         is_replayed=torch.tensor([row.is_replayed for row in rows]),
@@ -60,13 +65,14 @@ def tensors_of(rows: Sequence[Row], columns: int) -> Tensors:
 
 @dataclass(frozen=True)
 class Objective:
-    """What the loss needs besides rows. `sequences`: those of the whole mini-batch; `horizon`: the constant length (both
-    as in verl's `seq-mean-token-sum-norm`, so that a row out of the update still counts)."""
+    """What the loss needs besides rows. `sequences`: what sums over sequences are divided by, those of the step's batch by the
+    number of its mini-batches; `horizon`: the constant length (both as in verl's `seq-mean-token-sum-norm`, so that a row out
+    of the update still counts)."""
 
     loss: LossConfig
     clip: ClipRange
     entropy_coeff: float
-    sequences: int
+    sequences: float
     horizon: int
     replay_active: bool
 

@@ -61,12 +61,25 @@ class LabSettings:
         return Splits(self.train_questions, self.heldout_questions)
 
 
+@dataclass(frozen=True)
+class Batch:
+    """Rows of a step's update: those of its groups, of which `out` are out of it, and those on top."""
+
+    rows: list[Row]
+    extra: list[Row]
+    out: int
+
+
 @dataclass
 class Costs:
-    """What a run has spent so far. Tokens are positions of responses: sampled, updated on, and scored for selection."""
+    """What a run has spent so far. Tokens are positions of responses: sampled, updated on, and scored for selection.
+
+    `updated_sequences` and `updated_tokens` are those of rows in the update, stored ones on top of the batch included.
+    """
 
     fresh_rollouts: int = 0
     sampled_tokens: int = 0
+    updated_sequences: int = 0
     updated_tokens: int = 0
     scored_tokens: int = 0
     seconds: float = 0.0
@@ -107,12 +120,17 @@ class Lab:
             rows[i] += [self.joined_row(trajectory) for trajectory in trajectories]
         self.write_behaviour([row for members in rows for row in members])
         write_advantages(rows)
-        out = apply(policy.arrange(groups, tools, step), rows)
-        metrics = self.update([row for members in rows for row in members])
+        batch = arranged(policy.arrange(groups, tools, step), rows)
+        metrics = self.update(batch)
         policy.finish(groups, tools, step, pass_rate)
         self.costs.seconds += time.process_time() - begun
-        experience = {f"experience/{name}": float(value) for name, value in policy.metrics(step).items()}
-        return {"batch/pass_rate": pass_rate, "batch/rows_out_of_update": float(out)} | metrics | experience
+        experience = policy.metrics(step) | {"extra_rows": len(batch.extra)}
+        return (
+            {"batch/pass_rate": pass_rate, "batch/rows_out_of_update": float(batch.out)}
+            | {"batch/rows_updated": float(len(batch.rows) + len(batch.extra) - batch.out)}
+            | metrics
+            | {f"experience/{name}": float(value) for name, value in experience.items()}
+        )
 
     def joined_row(self, trajectory: Trajectory) -> Row:
         """A stored trajectory among its question's fresh rollouts; pi_past or, without importance correction, pi_old."""
@@ -171,19 +189,31 @@ class Lab:
             for row, values in zip(chunk, log_probs.numpy(), strict=True):
                 row.behaviour = values[: len(row.response)].copy()
 
-    def update(self, rows: list[Row]) -> dict[str, float]:
-        """One optimizer step a mini-batch, the mini-batches being consecutive stretches of whole groups."""
-        size = len(rows) // self.settings.mini_batches
-        found = [self._mini_batch(rows[i : i + size]) for i in range(0, len(rows), size)]
-        self.costs.updated_tokens += sum(len(row.response) for row in rows if row.in_update)
+    def update(self, batch: Batch) -> dict[str, float]:
+        """One optimizer step a mini-batch: a stretch of whole groups, and its share of the extra rows.
+
+        Every mini-batch is divided by the same number of sequences, however many of the extra rows it got.
+        """
+        settings, parts = self.settings, self.settings.mini_batches
+        asked = settings.questions * settings.group_size
+        size, sequences = asked // parts, (asked + len(batch.extra)) / parts
+        stretches = [[*batch.rows[i * size : (i + 1) * size], *batch.extra[i::parts]] for i in range(parts)]
+        found = [self._mini_batch(rows, sequences) for rows in stretches]
+        self._count_updated([*batch.rows, *batch.extra])
         return {f"actor/{name}": float(np.mean([metrics[name] for metrics in found])) for name in found[0]}
 
-    def _mini_batch(self, rows: list[Row]) -> dict[str, float]:
+    def _count_updated(self, rows: Sequence[Row]) -> None:
+        """Add the costs of an update on `rows`."""
+        kept = [len(row.response) for row in rows if row.in_update]
+        self.costs.updated_sequences += len(kept)
+        self.costs.updated_tokens += sum(kept)
+
+    def _mini_batch(self, rows: list[Row], sequences: float) -> dict[str, float]:
         objective = Objective(
             self.loss,
             ClipRange(),
             self.settings.entropy_coeff,
-            len(rows),
+            sequences,
             self.task.response_tokens,
             self.policy.active,
         )
@@ -243,20 +273,28 @@ def response_of(row: Row) -> Response:
     return Response(row.response, row.behaviour, prompt_ids=row.prompt)
 
 
-def apply(arrangement: Arrangement, rows: list[list[Row]]) -> int:
-    """Take rows out of the update, put stored ones into their places, set advantages; returns how many rows are out."""
+def arranged(arrangement: Arrangement, groups: list[list[Row]]) -> Batch:
+    """The update: rows of `groups` in order, stored ones in freed places and on top, out of it or with other advantages."""
+    arrangement.check(sum(map(len, groups)))
     for (i, j), placed in zip(arrangement.leave, arrangement.place, strict=False):
-        past = placed.trajectory
-        rows[i][j] = Row(
-            past.question, past.prompt_ids.tolist(), past.token_ids.tolist(), past.reward,
-            is_replayed=True, behaviour=past.log_probs, advantage=placed.advantage,
-        )  # fmt: skip
+        groups[i][j] = stored_row(placed)
     out: Sequence[Member] = arrangement.leave[len(arrangement.place) :]
     for i, j in out:
-        rows[i][j].in_update = False
+        groups[i][j].in_update = False
     for (i, j), advantage in arrangement.advantages.items():
-        rows[i][j].advantage = advantage
-    return len(out)
+        groups[i][j].advantage = advantage
+    return Batch(
+        [row for rows in groups for row in rows], [stored_row(placed) for placed in arrangement.extra], len(out)
+    )
+
+
+def stored_row(placed: Placed) -> Row:
+    """A stored trajectory as a row of its own, with its prompt, pi_past and frozen advantage."""
+    past = placed.trajectory
+    return Row(
+        past.question, past.prompt_ids.tolist(), past.token_ids.tolist(), past.reward,
+        is_replayed=True, behaviour=past.log_probs, advantage=placed.advantage, own=past.mask,
+    )  # fmt: skip
 
 
 def write_advantages(groups: list[list[Row]]) -> None:

@@ -55,11 +55,17 @@ def clip_range(config: ActorConfig) -> ClipRange:
 
 
 def _normaliser(config: ActorConfig, data: TensorDict) -> dict:
-    """Mini-batch totals over all micro-batches and ranks, so that the loss does not depend on how they were split."""
+    """Mini-batch totals over all micro-batches and ranks, so that the loss does not depend on how they were split.
+
+    `sequences`, where the driver sends it, is what sums over sequences are divided by instead of the rows of the mini-batch:
+    extra rows, and the empty ones that make mini-batches equal, then count as the step says, and alike in all of its updates.
+    """
+    sequences = tu.get_non_tensor_data(data, "sequences", default=None)
     return {
         "loss_agg_mode": config.loss_agg_mode,
         "loss_scale_factor": config.loss_scale_factor,
-        **{key: data[key] for key in ("dp_size", "batch_num_tokens", "global_batch_size")},
+        **{key: data[key] for key in ("dp_size", "batch_num_tokens")},
+        "global_batch_size": data["global_batch_size"] if sequences is None else sequences,
     }
 
 

@@ -9,6 +9,7 @@ from transfer_queue import KVBatchMeta
 from recipe.exgrpo.core.buffer import Response, Trajectory
 from recipe.exgrpo.core.policies.choices import Choice
 from recipe.exgrpo.core.policies.policy import Arrangement, Group, Member, Slot
+from recipe.exgrpo.trainer.extra_rows import Layout, append
 from recipe.exgrpo.trainer.rows import (
     IN_UPDATE,
     in_plan_order,
@@ -26,7 +27,8 @@ class Step:
     """One training step: `slots` by uid in batch order, then what came of them.
 
     `keys` holds the keys of each of `groups`, fresh rollouts first; `advantages` are those that a policy sets itself,
-    `replaced` the rows whose places stored trajectories took, `placed` these trajectories.
+    `replaced` the rows whose places stored trajectories took, `placed` these trajectories and those on top of the batch,
+    `sequences` what the loss of an update is divided by.
     """
 
     number: int = 0
@@ -35,11 +37,14 @@ class Step:
     keys: list[list[str]] = field(default_factory=list)
     infos: list[dict] = field(default_factory=list)
     joined: list[Joined] = field(default_factory=list)
-    advantages: dict[str, float] = field(default_factory=dict)
     placed: list[Trajectory] = field(default_factory=list)
+    advantages: dict[str, float] = field(default_factory=dict)
     replaced: dict[str, dict] = field(default_factory=dict)
     partition_id: str = "train"
     rows_out: int = 0
+    extra_rows: int = 0
+    updates: int | None = None
+    sequences: float | None = None
     scoring_waste: float = 0.0
     scoring_calls: int = 0
 
@@ -71,17 +76,22 @@ class Step:
                 keys.append(key)
         return inject(batch, self.joined, list(self.slots))
 
-    def arrange(self, batch: KVBatchMeta, arrangement: Arrangement) -> KVBatchMeta:
-        """The batch after `arrangement`: stored rows in freed places, a flag on what is out, advantages set aside."""
+    def arrange(self, batch: KVBatchMeta, arrangement: Arrangement, layout: Layout | None = None) -> KVBatchMeta:
+        """The batch after `arrangement`: stored rows in freed places and on top, what is out flagged, advantages set aside."""
+        layout = Layout() if layout is None else layout
+        arrangement.check(sum(group.size for group in self.groups))
         leaving = {self.key(member) for member in arrangement.leave}
         slots = [key for key in batch.keys if key in leaving]
+        self.updates, self.extra_rows = layout.updates, len(arrangement.extra)
+        self.sequences = (len(batch) + self.extra_rows) / layout.updates
+        self.placed = [one.trajectory for one in (*arrangement.place, *arrangement.extra)]
         batch, names, self.replaced = exchange(batch, slots, arrangement.place, self.number)
+        batch, added = append(batch, arrangement.extra, layout, self.number)
         put_flag(IN_UPDATE, batch, slots[len(names) :], 0.0)
         self.rows_out = len(slots) - len(names)
         self.advantages = {self.key(member): value for member, value in arrangement.advantages.items()}
-        self.advantages |= dict(zip(names, (one.advantage for one in arrangement.place), strict=True))
+        self.advantages |= dict(zip(names, (one.advantage for one in arrangement.place), strict=True)) | added
         return batch
-        self.placed = [one.trajectory for one in arrangement.place]
 
     def read(self, members: Sequence[Member]) -> list[Response]:
         """Rollouts of this step with their log-probs of pi_old; TransferQueue no longer has those replaced."""
@@ -92,13 +102,6 @@ class Step:
 
     def key(self, member: Member) -> str:
         return self.keys[member[0]][member[1]]
-
-    @property
-    def fresh_keys(self) -> list[str]:
-        """Keys of this step's own rollouts, in batch order."""
-        return [
-            key for group, keys in zip(self.groups, self.keys, strict=True) for key in keys[: len(group.fresh_rewards)]
-        ]
 
     def history(self, choices: Sequence[Choice], threshold: float) -> dict:
         """What history.jsonl keeps of a finished step: outcome of every group, what was replayed, and what competed for it."""
@@ -112,6 +115,13 @@ class Step:
             "replayed": [[trajectory.row, trajectory.question] for trajectory in replayed],
             "choices": [choice.as_dict() for choice in choices],
         }
+
+    @property
+    def fresh_keys(self) -> list[str]:
+        """Keys of this step's own rollouts, in batch order."""
+        return [
+            key for group, keys in zip(self.groups, self.keys, strict=True) for key in keys[: len(group.fresh_rewards)]
+        ]
 
     @property
     def pass_rate(self) -> float:

@@ -1,6 +1,9 @@
-"""Stored trajectories as rows of TransferQueue: beside their siblings (`inject`), or in the places of others (`exchange`)."""
+"""Stored trajectories as rows of TransferQueue: beside their siblings (`inject`), or in the places of others (`exchange`).
 
-from collections.abc import Mapping, Sequence
+Those on top of the batch are in `extra_rows`.
+"""
+
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -94,7 +97,7 @@ def inject(batch: KVBatchMeta, joined: Sequence[Joined], uids: Sequence[str]) ->
             for sibling, one in zip(siblings, joined, strict=True)
         ]
         new_tags = [stored_tag(tags[one.sibling], row, one.trajectory) for one, row in zip(joined, rows, strict=True)]
-        tags |= _put_rows([one.key for one in joined], rows, new_tags, batch.partition_id)
+        tags |= put_rows([one.key for one in joined], rows, new_tags, batch.partition_id)
     return in_plan_order(batch, uids, tags)
 
 
@@ -126,16 +129,16 @@ def exchange(
     names = [f"refill{step}x{i}_0_0" for i in range(len(placed))]
     tags = dict(zip(batch.keys, batch.tags, strict=True))
     old = read_rows(taken, batch.partition_id)
-    rows = [_placed_row(slot, name, one) for slot, name, one in zip(old, names, placed, strict=True)]
+    rows = [placed_row(slot, name, one) for slot, name, one in zip(old, names, placed, strict=True)]
     new_tags = [stored_tag(tags[key], row, one.trajectory) for key, row, one in zip(taken, rows, placed, strict=True)]
-    tags |= _put_rows(names, rows, new_tags, batch.partition_id)
+    tags |= put_rows(names, rows, new_tags, batch.partition_id)
     tq.kv_clear(keys=taken, partition_id=batch.partition_id)
     new = dict(zip(taken, names, strict=True))
     return rebuilt(batch, [new.get(key, key) for key in batch.keys], tags), names, dict(zip(taken, old, strict=True))
 
 
-def _placed_row(slot: dict, name: str, placed: Placed) -> dict:
-    """The row of a placed trajectory: its own prompt, ids and log-probs, and what else a row has from the slot it takes."""
+def placed_row(slot: dict, name: str, placed: Placed) -> dict:
+    """The row of a placed trajectory: its own prompt, ids and log-probs, and what else a row has from `slot`, another row."""
     trajectory = placed.trajectory
     prompt = torch.as_tensor(trajectory.prompt_ids, dtype=slot["prompts"].dtype)
     row = stored_row(slot | {"prompts": prompt}, trajectory, session_of(name)[0])
@@ -144,6 +147,7 @@ def _placed_row(slot: dict, name: str, placed: Placed) -> dict:
     return {key: value for key, value in row.items() if key not in FRESH_ONLY}
 
 
-def _put_rows(keys: list[str], rows: list[dict], tags: list[dict], partition_id: str) -> Mapping[str, dict]:
+def put_rows(keys: list[str], rows: list[dict], tags: list[dict], partition_id: str) -> dict[str, dict]:
+    """Write new rows with their tags; returns the tags by key."""
     tq.kv_batch_put(keys=keys, partition_id=partition_id, fields=list_of_dict_to_tensordict(rows), tags=tags)
     return dict(zip(keys, tags, strict=True))

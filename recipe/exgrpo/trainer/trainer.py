@@ -39,6 +39,7 @@ from recipe.exgrpo.runs.history import History
 from recipe.exgrpo.trainer import lifecycle
 from recipe.exgrpo.trainer.cursor import Cursor
 from recipe.exgrpo.trainer.objective import ESTIMATOR, exgrpo_loss, replay_metrics
+from recipe.exgrpo.trainer.extra_rows import Layout
 from recipe.exgrpo.trainer.prompts import current_answers
 from recipe.exgrpo.trainer.rows import read_prompts, write_advantages
 from recipe.exgrpo.trainer.scoring import Candidate, ForwardBudget, score_candidates
@@ -68,12 +69,12 @@ class ExGRPOTrainer(PPOTrainerSync):
         self.policy = make_policy(self.settings, self.group_size)
         self.watchdog = Watchdog(self.settings.runtime.stall_timeout_s)
         self.metrics_log = JsonlLogger(Path(config.trainer.default_local_dir) / "metrics.jsonl")
-        self.current = Step()
         self.history = History(
             Path(config.trainer.default_local_dir) / "history.jsonl", self.settings.runtime.history_mb
         )
         self.training = False
         with open_dict(config):
+        self.current = Step()
             # verl derives its asynchronous code paths from any name other than this one.
             config.trainer.v1.trainer_mode = "sync"
             config.algorithm.adv_estimator = "grpo" if self.policy.loss is None else ESTIMATOR
@@ -221,7 +222,14 @@ class ExGRPOTrainer(PPOTrainerSync):
             if self.config.actor_rollout_ref.rollout.calculate_log_probs:
                 metrics.update(self._engine_gap())
         with marked_timer("experience", self.timing_raw):
-            return step.arrange(batch, self.policy.arrange(step.groups, self._tools, self.global_steps))
+            arrangement = self.policy.arrange(step.groups, self._tools, self.global_steps)
+            ranks = self._data_parallel_size() if arrangement.extra else 1
+            return step.arrange(batch, arrangement, self._layout(len(batch), ranks))
+
+    def _layout(self, rows: int, ranks: int = 1) -> Layout:
+        """How verl cuts a batch of `rows` over `ranks`, before extra ones come on top."""
+        mini_batch = self.config.actor_rollout_ref.actor.ppo_mini_batch_size * self.group_size
+        return Layout(max(1, rows // mini_batch), ranks, self.group_size, self.tokenizer.eos_token_id)
 
     def _engine_gap(self) -> dict:
         """verl's `training/rollout_probs_diff_*` on fresh rows; stored log-probs say nothing about today's engines."""
@@ -238,10 +246,19 @@ class ExGRPOTrainer(PPOTrainerSync):
 
     def _update_actor(self, batch: KVBatchMeta, metrics: dict) -> KVBatchMeta:
         batch.extra_info["replay_active"] = self.policy.active
-        batch = super()._update_actor(batch, metrics)
-        actor = self.config.actor_rollout_ref.actor
-        updates = len(batch) // (actor.ppo_mini_batch_size * self.group_size) * actor.ppo_epochs
-        metrics["actor/skipped_updates"] = metrics.get("actor/skipped_updates", 0.0) * updates
+        actor, step = self.config.actor_rollout_ref.actor, self.current
+        updates = step.updates or self._layout(len(batch)).updates
+        if step.sequences is not None:
+            batch.extra_info["sequences"] = step.sequences
+        usual = actor.ppo_mini_batch_size
+        try:
+            # Where verl reads the size of a mini-batch: extra rows make mini-batches larger, not more of them.
+            actor.ppo_mini_batch_size = len(batch) // (updates * self.group_size)
+            batch = super()._update_actor(batch, metrics)
+        finally:
+            actor.ppo_mini_batch_size = usual
+        skipped = metrics.get("actor/skipped_updates", 0.0)
+        metrics["actor/skipped_updates"] = skipped * updates * actor.ppo_epochs
         metrics.update(replay_metrics(metrics))
         return batch
 
@@ -263,10 +280,13 @@ class ExGRPOTrainer(PPOTrainerSync):
         metrics["batch/rows_out_of_update"] = float(step.rows_out)
         experience = self.policy.metrics(self.global_steps) | {
             "skipped_draws": self.cursor.skipped,
+        metrics["batch/rows_updated"] = float(sum(map(len, step.keys)) - step.rows_out + step.extra_rows)
             "scoring_waste": step.scoring_waste,
             "scoring_calls": step.scoring_calls,
         }
         return metrics | {f"experience/{name}": float(value) for name, value in experience.items()}
+            "extra_rows": step.extra_rows,
+            "history_bytes": self.history.append(step.history(self.policy.choices(), threshold)),
 
     def _val_metrics_update(
         self, data_sources, sample_uids, reward_extra_infos_dict, sample_turns, expected_acc_counts
@@ -282,7 +302,6 @@ class ExGRPOTrainer(PPOTrainerSync):
         # Before verl's tracker file is written: a checkpoint that verl calls complete always has its experience.
         def save() -> None:
             self.experience.save(self.global_steps, self.policy)
-            "history_bytes": self.history.append(step.history(self.policy.choices(), threshold)),
             lifecycle.write_data_state(self._run_folder / f"global_step_{self.global_steps}", self.data_state)
             super(ExGRPOTrainer, self)._save_checkpoint()
 
@@ -299,6 +318,7 @@ class ExGRPOTrainer(PPOTrainerSync):
         self.metrics_log.rewind(self.global_steps or -1)
         current = current_answers(self.config, self.tokenizer, self.model_type, self.train_dataset, self.question_rows)
         self.data_state = lifecycle.data_state(self.config, len(self.train_dataset))
+        self.history.rewind(self.global_steps)
         if self.policy.store is not None:
             self.policy.store.origin = current.origin
         if self.global_steps > 0:
@@ -314,7 +334,6 @@ class ExGRPOTrainer(PPOTrainerSync):
     def _resumed_folder(self) -> Path:
         if self.config.trainer.resume_mode == "resume_path":
             return Path(self.config.trainer.resume_from_path)
-        self.history.rewind(self.global_steps)
         return self._run_folder / f"global_step_{self.global_steps}"
 
     # ---- an end before the last step -------------------------------------------------------------------------------

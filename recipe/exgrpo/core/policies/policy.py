@@ -74,7 +74,7 @@ class Tools:
 
 @dataclass(frozen=True)
 class Placed:
-    """A stored trajectory that is trained on in another rollout's place, with this advantage on every token of its own."""
+    """A stored trajectory that is trained on, in another rollout's place or on top, with this advantage on every own token."""
 
     trajectory: Trajectory
     advantage: float
@@ -85,15 +85,25 @@ class Arrangement:
     """What a policy changes in the update: `leave` it; `place` takes the places of the first that leave (in batch order).
 
     A member that leaves and is not replaced keeps its place in the normaliser. `advantages` replace those of members that stay.
+    `extra` rows come on top of the batch: they are dealt out evenly over the step's updates, and every loss term is divided by
+    the number of all sequences, theirs included. They are to come with pi_past's log-probs and their prompts, as placed ones.
     """
 
     leave: Sequence[Member] = ()
     place: Sequence[Placed] = ()
     advantages: dict[Member, float] = field(default_factory=dict)
+    extra: Sequence[Placed] = ()
 
     def __post_init__(self) -> None:
         if len(self.place) > len(self.leave):
             raise ValueError(f"{len(self.place)} trajectories cannot take the places of {len(self.leave)} rollouts.")
+
+    def check(self, rows: int) -> None:
+        """ValueError when `extra` is more than the `rows` of the batch that it comes on top of."""
+        if len(self.extra) > rows:
+            raise ValueError(
+                f"a policy asked for {len(self.extra)} extra rows on top of a batch of {rows}; at most as many."
+            )
 
 
 class Policy:
@@ -151,6 +161,10 @@ class Policy:
         """The `experience/` metrics of the step just finished, without their prefix: all of METRICS, zero where nothing was."""
         return dict.fromkeys(METRICS, 0.0)
 
+    def choices(self) -> list[Choice]:
+        """What competed for places in the step just finished, and what was taken; goes into history.jsonl."""
+        return []
+
     def state_dict(self) -> dict:
         """What `store` does not hold, JSON-able."""
         return {"rng": self.rng.bit_generator.state}
@@ -159,10 +173,6 @@ class Policy:
         """Continue from `state_dict()` and a restored store: the same next draws as without the interruption."""
         self.rng.bit_generator.state = state["rng"]
         self.store = store
-    def choices(self) -> list[Choice]:
-        """What competed for places in the step just finished, and what was taken; goes into history.jsonl."""
-        return []
-
 
     @classmethod
     def stored_rollouts(cls, config: ExGRPOConfig, rollouts: int, steps: int) -> float:
