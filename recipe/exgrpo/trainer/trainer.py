@@ -38,8 +38,8 @@ from recipe.exgrpo.runs import stopping
 from recipe.exgrpo.runs.history import History
 from recipe.exgrpo.trainer import lifecycle
 from recipe.exgrpo.trainer.cursor import Cursor
-from recipe.exgrpo.trainer.objective import ESTIMATOR, exgrpo_loss, replay_metrics
 from recipe.exgrpo.trainer.extra_rows import Layout
+from recipe.exgrpo.trainer.objective import ESTIMATOR, exgrpo_loss, replay_metrics
 from recipe.exgrpo.trainer.prompts import current_answers
 from recipe.exgrpo.trainer.rows import read_prompts, write_advantages
 from recipe.exgrpo.trainer.scoring import Candidate, ForwardBudget, score_candidates
@@ -72,9 +72,9 @@ class ExGRPOTrainer(PPOTrainerSync):
         self.history = History(
             Path(config.trainer.default_local_dir) / "history.jsonl", self.settings.runtime.history_mb
         )
+        self.current = Step()
         self.training = False
         with open_dict(config):
-        self.current = Step()
             # verl derives its asynchronous code paths from any name other than this one.
             config.trainer.v1.trainer_mode = "sync"
             config.algorithm.adv_estimator = "grpo" if self.policy.loss is None else ESTIMATOR
@@ -278,15 +278,15 @@ class ExGRPOTrainer(PPOTrainerSync):
         threshold = self.settings.bookkeeping.success_threshold
         metrics = batch_metrics(step.groups, threshold) | reward_metrics(step.infos)
         metrics["batch/rows_out_of_update"] = float(step.rows_out)
+        metrics["batch/rows_updated"] = float(sum(map(len, step.keys)) - step.rows_out + step.extra_rows)
         experience = self.policy.metrics(self.global_steps) | {
             "skipped_draws": self.cursor.skipped,
-        metrics["batch/rows_updated"] = float(sum(map(len, step.keys)) - step.rows_out + step.extra_rows)
             "scoring_waste": step.scoring_waste,
             "scoring_calls": step.scoring_calls,
-        }
-        return metrics | {f"experience/{name}": float(value) for name, value in experience.items()}
             "extra_rows": step.extra_rows,
             "history_bytes": self.history.append(step.history(self.policy.choices(), threshold)),
+        }
+        return metrics | {f"experience/{name}": float(value) for name, value in experience.items()}
 
     def _val_metrics_update(
         self, data_sources, sample_uids, reward_extra_infos_dict, sample_turns, expected_acc_counts
@@ -316,9 +316,9 @@ class ExGRPOTrainer(PPOTrainerSync):
         self.saved_step = self.global_steps
         # What an interrupted run logged after its last checkpoint never happened; a run from scratch starts a new log.
         self.metrics_log.rewind(self.global_steps or -1)
+        self.history.rewind(self.global_steps)
         current = current_answers(self.config, self.tokenizer, self.model_type, self.train_dataset, self.question_rows)
         self.data_state = lifecycle.data_state(self.config, len(self.train_dataset))
-        self.history.rewind(self.global_steps)
         if self.policy.store is not None:
             self.policy.store.origin = current.origin
         if self.global_steps > 0:
