@@ -328,6 +328,8 @@ def same_state(ours: Policy, theirs: Policy) -> None:
     ({"policy": "refill"}, ["replayed_rows", "zero_variance_groups"]),
     ({"policy": "refill", "refill": {"source": "current"}}, ["replayed_rows"]),
     ({"policy": "refill", "refill": {"reps": 1, "power": 0.0}, "rank": "lowest_entropy"}, ["replayed_rows"]),
+    ({"policy": "headroom", "rows": {"max_drift": 0.5}}, ["replayed_rows", "refused_groups", "headroom_mean"]),
+    ({"policy": "headroom", "rows": {"max_drift": 0.5, "extra": 0.25}}, ["replayed_rows", "extra_rows"]),
     ({"policy": "masked", "mask": {"band": "easy"}}, []),
     ({"policy": "masked", "mask": {"band": "medium"}}, []),
     ({"policy": "masked", "mask": {"band": "hard"}}, []),

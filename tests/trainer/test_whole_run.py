@@ -501,3 +501,44 @@ def test_a_resumed_run_does_what_the_uninterrupted_one_did(runs):
     for name in ("buffer_trajectories", "retired_questions", "reviewed", "replayed_questions", "reuse_max"):
         assert resumed.metrics[4][f"experience/{name}"] == whole.metrics[4][f"experience/{name}"], name
     assert whole.metrics[4]["experience/replayed_questions"] == 1
+@pytest.mark.parametrize("bound", [10.0, 1e-9], ids=["near", "far"])
+def test_headroom_brings_whole_groups_while_the_policy_is_near(runs, model, bound):
+    """Successes and failures with the advantages that they had; drift and headroom are what float64 finds."""
+    run = runs(f"headroom{bound}", 4, *AT_ONCE, "method=headroom", f"exgrpo.rows.max_drift={bound}")
+    seen = {"drawn": 0, "refused": 0}
+    for step in steps_of(run, model):
+        rows, stored = step.groups.items(), defaultdict(list)
+        mixed = [rows for uid, rows in rows if len(rows) == K and 0 < step.successes(uid) < K]
+        for key, source in step.sources.items():
+            stored[source.question, source.step].append(step.groups[key.rsplit("_", 2)[0]][0])
+        metrics = run.metrics[step.number]
+        found = [frozen(group) for group in stored.values()]
+        assert all(len(group) == K for group in found)
+        assert metrics["experience/drawn_groups"] == len(found)
+        for name, value in group_scores(model.at(step.updates[0].weights), found).items():
+            assert metrics[f"experience/{name}_mean"] == pytest.approx(value, rel=1e-2), name
+        check(step, model, [*mixed, *([row] for group in found for row in group)], objective_of(shaping="clip"))
+        seen["drawn"] += len(found)
+        seen["refused"] += metrics["experience/refused_groups"]
+    assert (seen["drawn"] > 0, seen["refused"] > 0) == (bound > 1, bound < 1)
+
+
+def frozen(group: list[Row]) -> list[Row]:
+    """A stored group with the advantages of its own step."""
+    mean = sum(row.reward for row in group) / len(group)
+    return [dataclasses.replace(row, advantage=row.reward - mean) for row in group]
+
+
+def group_scores(model: Float64, groups: list[list[Row]]) -> dict[str, float]:
+    """Mean over groups of drift and headroom (arXiv 2609.03941), which are means over a group's tokens; 0 without groups."""
+    drifts, rooms = [0.0], [0.0]
+    for group in groups:
+        now = [model.log_probs(row, 1.0) for row in group]
+        moved = torch.cat([(x - row.past) ** 2 for x, row in zip(now, group, strict=True)])
+        left = torch.cat([1 - x.exp() if row.advantage > 0 else x.exp() for x, row in zip(now, group, strict=True)])
+        drifts.append(float(moved.mean()))
+        rooms.append(float(left.mean()))
+    n = max(1, len(groups))
+    return {"drift": sum(drifts) / n, "headroom": sum(rooms) / n}
+
+

@@ -204,6 +204,28 @@ class ExperienceConfig:
     than `data.max_response_length` unless `overlong: cut`, and a row that cannot be read ends the run unless `skip_bad`.
     `importance` is for log-probs that are missing: `scored` computes them once with the start policy, `none` takes pi_past = 1,
     so that w is pi_theta itself (LUFFY).
+@dataclass(frozen=True)
+class RowsConfig:
+    """Stored trajectories as rows of their own (policies refill, headroom; docs/methods.md has each one's keys).
+
+    `extra`: so many rows on top of the batch, as a share of its rows; 0: in the rows of zero-variance groups instead.
+    `max_drift` bounds the mean squared change of a stored group's log-probs (gate `drift`, squared nats), and `capacity` the
+    groups that are kept, in batches of questions, first in, first out (policy `headroom`).
+    """
+
+    extra: float = 0.0
+    max_drift: float = 1e-3
+    capacity: float = 2.0
+
+    def __post_init__(self) -> None:
+        _require(
+            0 <= self.extra <= 1,
+            f"exgrpo.rows.extra is a share of the batch's rows and must be in [0, 1]; got {self.extra}.",
+        )
+        for name in ("max_drift", "capacity"):
+            _require(getattr(self, name) > 0, f"exgrpo.rows.{name} must be positive; got {getattr(self, name)}.")
+
+
     """
 
     init_from: tuple[str, ...] = ()
@@ -253,8 +275,8 @@ class RuntimeConfig:
 class ExGRPOConfig:
     """What a policy is configured by; the defaults are the paper's ExGRPO.
 
-    `policy` is a name of `core.policies.POLICIES` (exgrpo, on_policy, refill, masked) or the import path `package.module:Class`
-    of a policy that lives elsewhere, whose own settings are `options`. `admit`, `rank`, `gate` and `place` replace one rule of
+    `policy` is a name of `core.policies.POLICIES` (docs/methods.md) or the import path `package.module:Class` of a policy that
+    lives elsewhere, whose own settings are `options`. `admit`, `rank`, `gate` and `place` replace one rule of
     a policy by another, by name (core/policies/rules.py) or import path; null is the policy's own.
 
     `inject: false` is a control: the questions of the buffer are drawn as ever, but all K rollouts are fresh and no stored
@@ -293,6 +315,7 @@ class ExGRPOConfig:
         _require(self.seed >= 0, f"exgrpo.seed must be at least 0; got {self.seed}.")
         _require(
             self.start_threshold is None or 0 <= self.start_threshold < 1,
+    rows: RowsConfig = field(default_factory=RowsConfig)
             f"exgrpo.start_threshold is a pass rate in [0, 1), or null to start at once; got {self.start_threshold}.",
         )
 

@@ -5,6 +5,7 @@ renormalised over the non-empty buckets, the excess of a bucket that is too smal
 inside a bucket questions are uniform without replacement.
 """
 
+import math
 from typing import Protocol
 
 import numpy as np
@@ -75,6 +76,11 @@ def sample_questions(buffer: Buckets, n: int, config: QuestionConfig, rng: np.ra
     else:
         taken = allocate(sizes, log_weights(len(sizes) - 1, config), n, rng)
     return [question for k in np.flatnonzero(taken) for question in buffer.draw(int(k), int(taken[k]), rng)]
+
+
+def share_of(size: int, share: float) -> int:
+    """floor(share * size) as meant: 29 of 100 for 0.29, whose product is a hair below in binary."""
+    return math.floor(round(share * size, 9))
 
 
 def interleave(first: list, second: list) -> list:

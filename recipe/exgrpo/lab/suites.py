@@ -26,6 +26,8 @@ LAB_ONLY: dict[str, dict[str, Any]] = {
     "masked_easy": {"policy": "masked", "mask": {"band": "easy"}},
     "masked_medium": {"policy": "masked", "mask": {"band": "medium"}},
     "masked_hard": {"policy": "masked", "mask": {"band": "hard"}},
+    # the papers' replay on top of the batch (docs/methods.md)
+    "headroom_extra": {"policy": "headroom", **AT_ONCE, "rows": {"extra": 0.5}},
     # controls
     "no_retirement": {"bookkeeping": {"retire": False}},
     "fresh_counts": {"bookkeeping": {"fresh_only": True}},
@@ -33,6 +35,8 @@ LAB_ONLY: dict[str, dict[str, Any]] = {
     "refill_reps_2": {**REFILL, "refill": {"reps": 2}},
     "refill_reps_4": {**REFILL, "refill": {"reps": 4}},
     "refill_uniform": {**REFILL, "refill": {"power": 0.0}},
+    # without replay
+    "dynamic_sampling": {"policy": "on_policy", "dynamic_sampling": True},
 }
 SELECTION = (
     "no_question_selection",
@@ -47,7 +51,12 @@ RELEASED = ("sigma_accuracy", "keep_unsolved", "unclipped_fresh")
 CONTROLS = ("retirement_only", "selection_only", "no_retirement", "fresh_counts", "refill_current")
 MASKED = ("masked_easy", "masked_medium", "masked_hard")
 REFILLS = ("refill_reps_2", "refill_reps_4", "refill_uniform")
-METHODS = ("su01",)  # other papers' (docs/methods.md)
+METHODS = (
+    "su01",
+    "headroom",
+    "headroom_extra",
+    "dynamic_sampling",
+)  # other papers' (docs/methods.md)
 REFERENCE = "on_policy"
 # Every variant, in the order of tables.
 VARIANTS = (

@@ -130,7 +130,7 @@ def test_a_policy_by_import_path():
     [
         ("exgrp", "exgrpo.policy=exgrp is unknown; did you mean exgrpo?"),
         ("re_fill", "did you mean refill?"),
-        ("ppo2", "known: exgrpo, on_policy, refill, masked"),
+        ("ppo2", f"known: {', '.join(POLICIES)}"),
         ("no_such_folder.module:Class", "exgrpo.policy=no_such_folder.module:Class cannot be imported"),
         ("recipe.exgrpo.core.policies.masked:Maskd", "cannot be imported"),
         (f"{HERE}:Settings", "is not a class derived from recipe.exgrpo.core.policies.Policy"),

@@ -11,10 +11,11 @@ from steps import K, Lent, finish, fresh, log_probs_of, make, rewards
 from recipe.exgrpo.core.buffer import Provenance, Response
 from recipe.exgrpo.core.config import ExGRPOConfig, LossConfig
 from recipe.exgrpo.core.loss import ClipRange, mixed_policy_loss
+from recipe.exgrpo.core.policies.fill import fitting
 from recipe.exgrpo.core.policies.metrics import METRICS
 from recipe.exgrpo.core.policies.policy import Arrangement, Group
 from recipe.exgrpo.core.policies.rank import RANK, rarity_weights
-from recipe.exgrpo.core.policies.refill import Refill, fitting
+from recipe.exgrpo.core.policies.refill import Refill
 
 
 def refill(start_threshold=None, seed=0, place="steps:free_rows", **settings) -> Refill:

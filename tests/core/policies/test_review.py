@@ -103,6 +103,6 @@ def test_a_question_under_review_survives_a_resume():
     ("rho", "size", "n"), [(0.29, 100, 29), (0.5, 7, 3), (0.1, 8, 0), (0.57, 100, 57), (1.0, 8, 8)]
 )
 def test_the_share_is_the_one_that_was_meant(rho, size, n):
-    from recipe.exgrpo.core.policies.exgrpo import share_of
+    from recipe.exgrpo.core.sampler import share_of
 
     assert share_of(size, rho) == n

@@ -22,7 +22,7 @@ from recipe.exgrpo.core.policies.rules import Context, needs_scores, scored
 from recipe.exgrpo.core.selection import Scores
 
 HERE = __name__
-SCORED = ("lowest_entropy", "highest_entropy", "lowest_perplexity")
+SCORED = ("lowest_entropy", "highest_entropy", "lowest_perplexity", "headroom")
 
 
 def context(step: int = 10, seed: int = 0, **values) -> Context:
@@ -92,6 +92,7 @@ def test_exgrpo_stores_what_the_rule_admits(admit, kept):
         ("lowest_entropy", [0.5, 0.2, 0.9], [1, 0, 2]),
         ("highest_entropy", [0.5, 0.2, 0.9], [2, 0, 1]),
         ("lowest_perplexity", [0.5, 0.2, 0.9], [2, 0, 1]),
+        ("headroom", [0.5, 0.2, 0.9], [2, 0, 1]),
         ("newest", [0.5, 0.2, 0.9], [2, 1, 0]),
         ("oldest", [0.5, 0.2, 0.9], [0, 1, 2]),
         # ties stay in the order of storage
@@ -194,6 +195,11 @@ def test_recent_is_young_enough_and_not_used_up(rows, reps, age):
     assert GATE["always"](candidates(len(rows)), around).tolist() == [True] * len(rows)
 
 
+def test_drift_was_at_most_the_bound_when_it_was_last_scored():
+    found = GATE["drift"](candidates(drift=[0.0, 0.01, 0.02, math.nan]), context(rows={"max_drift": 0.01}))
+    assert found.tolist() == [True, True, False, True]
+
+
 # ---- place
 
 
@@ -278,7 +284,7 @@ def test_a_gate_by_import_path():
     ("key", "name", "words"),
     [
         ("rank", "lowest_entropi", "exgrpo.rank=lowest_entropi is unknown; did you mean lowest_entropy?"),
-        ("rank", "xx", "known: lowest_entropy, highest_entropy, lowest_perplexity, random, newest, oldest, rarity"),
+        ("rank", "xx", f"known: {', '.join(RANK)}"),
         ("admit", "success", "exgrpo.admit=success is unknown; did you mean successes?"),
         ("gate", "allways", "exgrpo.gate=allways is unknown; did you mean always?"),
         ("rank", "no_such_folder.rules:mine", "exgrpo.rank=no_such_folder.rules:mine cannot be imported"),

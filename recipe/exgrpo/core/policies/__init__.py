@@ -2,6 +2,7 @@
 
 from recipe.exgrpo.core.config import ExGRPOConfig, build
 from recipe.exgrpo.core.policies.exgrpo import ExGRPO
+from recipe.exgrpo.core.policies.headroom import Headroom
 from recipe.exgrpo.core.policies.masked import Masked
 from recipe.exgrpo.core.policies.policy import Policy
 from recipe.exgrpo.core.policies.refill import Refill
@@ -9,7 +10,13 @@ from recipe.exgrpo.core.policies.rules import find
 
 __all__ = ["POLICIES", "Policy", "make_policy", "policy_class"]
 
-POLICIES: dict[str, type[Policy]] = {"exgrpo": ExGRPO, "on_policy": Policy, "refill": Refill, "masked": Masked}
+POLICIES: dict[str, type[Policy]] = {
+    "exgrpo": ExGRPO,
+    "on_policy": Policy,
+    "refill": Refill,
+    "headroom": Headroom,
+    "masked": Masked,
+}
 
 
 def policy_class(name: str) -> type[Policy]:

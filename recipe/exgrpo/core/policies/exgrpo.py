@@ -1,7 +1,6 @@
 """ExGRPO (Alg. 1): partly solved questions come back, each with one stored success among K - 1 fresh rollouts."""
 
 import logging
-import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -15,7 +14,7 @@ from recipe.exgrpo.core.policies.metrics import Report
 from recipe.exgrpo.core.policies.policy import Dataset, Group, Slot, Tools
 from recipe.exgrpo.core.policies.replay import Replay
 from recipe.exgrpo.core.policies.rules import needs_scores
-from recipe.exgrpo.core.sampler import interleave, sample_questions
+from recipe.exgrpo.core.sampler import interleave, sample_questions, share_of
 from recipe.exgrpo.core.selection import Scores
 
 logger = logging.getLogger(__name__)
@@ -143,8 +142,3 @@ class ExGRPO(Replay):
         self.bookkeeping.store = store
         # A question that left the dataset, or that another policy never retired, is not under review.
         self._reviews = dict.fromkeys(question for question in state["reviews"] if store.is_retired(question))
-
-
-def share_of(size: int, rho: float) -> int:
-    """floor(rho * size) as meant: 29 of 100 for 0.29, whose product is a hair below in binary."""
-    return math.floor(round(rho * size, 9))

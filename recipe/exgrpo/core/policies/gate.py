@@ -17,4 +17,9 @@ def recent(candidates: Candidates, context: Context) -> np.ndarray:
     return (candidates.age(context.step) <= bounds.max_age_steps) & (candidates.use_count < bounds.reps)
 
 
-GATE = {rule.__name__: rule for rule in (always, recent)}
+def drift(candidates: Candidates, context: Context) -> np.ndarray:
+    """Drift of at most `rows.max_drift` when it was last scored (arXiv 2609.03941); what was never scored may enter."""
+    return ~(candidates.drift > context.config.rows.max_drift)
+
+
+GATE = {rule.__name__: rule for rule in (always, recent, drift)}

@@ -12,6 +12,7 @@ import numpy as np
 
 from recipe.exgrpo.core.buffer import ExperienceBuffer, Trajectory
 from recipe.exgrpo.core.policies.choices import Choice
+from recipe.exgrpo.core.selection import Scores
 
 METRICS = {
     "replay_active": "1 once stored experience is in use (after the delayed start), 0 before and on-policy.",
@@ -21,7 +22,10 @@ METRICS = {
     "replayed_rows": "Stored trajectories in this step's update, by whatever way they came in.",
     "zero_variance_groups": "Groups whose rewards do not differ and whose rows stored trajectories may take (refill).",
     "freed_rows": "Rows that left the update to be taken by stored trajectories (refill).",
-    "drawn_groups": "Stored groups whose successes took freed rows (refill).",
+    "drawn_groups": "Stored groups that came into the update as rows of their own (refill, headroom).",
+    "refused_groups": "Stored groups that were scored and that the gate refused (headroom).",
+    "headroom_mean": "Mean headroom of the stored groups in the update: what probabilities can still move, 0 to 1 (headroom).",
+    "drift_mean": "Mean drift of the stored groups in the update: squared change of their log-probs, nats squared (headroom).",
     "buffer_questions": "Questions with at least one stored trajectory.",
     "buffer_trajectories": "Stored trajectories.",
     "buffer_bytes": "Bytes of stored trajectories: tokens, log-probs and their columns.",
@@ -50,6 +54,7 @@ class Report:
     zero_variance_groups: int = 0
     freed: int = 0
     drawn_groups: int = 0
+    refused: int = 0
     scored: int = 0
     added: int = 0
     retired: int = 0
@@ -59,6 +64,8 @@ class Report:
     ages: list[int] = field(default_factory=list)
     reuses: list[int] = field(default_factory=list)
     evicted: dict[str, int] = field(default_factory=dict)
+    headrooms: list[float] = field(default_factory=list)
+    drifts: list[float] = field(default_factory=list)
     choices: list[Choice] = field(default_factory=list)
 
     def replayed(self, trajectory: Trajectory, step: int) -> None:
@@ -66,6 +73,12 @@ class Report:
         self.entropies.append(trajectory.entropy)
         self.ages.append(step - trajectory.birth_step)
         self.reuses.append(trajectory.use_count + 1)
+
+    def drew(self, groups: Scores) -> None:
+        """Note that groups with these scores are in the update."""
+        self.drawn_groups += len(groups.drift)
+        self.headrooms += groups.headroom.tolist()
+        self.drifts += groups.drift.tolist()
 
     def metrics(self, store: ExperienceBuffer, step: int) -> dict[str, float]:
         """All of METRICS, and `bucket/k` and `evicted/reason` of `store`."""
@@ -79,6 +92,9 @@ class Report:
             "zero_variance_groups": self.zero_variance_groups,
             "freed_rows": self.freed,
             "drawn_groups": self.drawn_groups,
+            "refused_groups": self.refused,
+            "headroom_mean": _mean(self.headrooms),
+            "drift_mean": _mean(self.drifts),
             "buffer_questions": stats["questions"],
             "buffer_trajectories": stats["trajectories"],
             "buffer_bytes": stats["bytes"],

@@ -33,6 +33,12 @@ def lowest_perplexity(candidates: Candidates, scores: Scores, context: Context) 
     return ascending(scores.nll)
 
 
+@scored
+def headroom(candidates: Candidates, scores: Scores, context: Context) -> np.ndarray:
+    """Most headroom: where probabilities can still move furthest the way of the advantage (arXiv 2609.03941)."""
+    return ascending(-scores.headroom)
+
+
 def random(candidates: Candidates, scores: Scores | None, context: Context) -> np.ndarray:
     """One at random first, the others as stored: no trajectory selection (Table 6)."""
     first = int(context.rng.integers(len(candidates)))
@@ -68,5 +74,6 @@ def drawn(weights: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 
 
 RANK = {
-    rule.__name__: rule for rule in (lowest_entropy, highest_entropy, lowest_perplexity, random, newest, oldest, rarity)
+    rule.__name__: rule
+    for rule in (lowest_entropy, highest_entropy, lowest_perplexity, headroom, random, newest, oldest, rarity)
 }
