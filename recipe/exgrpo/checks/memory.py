@@ -1,6 +1,7 @@
 """Estimates of memory per GPU, of host memory, and of a step's tokens. Formulas, in bytes, for P parameters over S shards:
 
-update       16 P/S (float32 weights, gradients, Adam's two moments; 0 with FSDP2's offload_policy)
+update       16 P/S (float32 weights, gradients, Adam's two moments; 0 with FSDP2's offload_policy); with LoRA 4 P/S + 16 of
+             each parameter of the adapters (checks/lora.py)
              + 2 x embedding parameters (gathered in bfloat16: FSDP2 does not split them off the root)
              + T x hidden x layers x 2 (one checkpoint per layer) + T x (8 hidden + 4 ffn) x 2 (one layer at work, or all of
              them without gradient checkpointing)
@@ -19,6 +20,7 @@ from dataclasses import dataclass
 import psutil
 
 from recipe.exgrpo.checks.findings import Finding, impossible, note, warning
+from recipe.exgrpo.checks.lora import adapter_parameters, trained_parameters
 from recipe.exgrpo.checks.run import Run
 from recipe.exgrpo.checks.shapes import ModelShape
 from recipe.exgrpo.checks.sizes import GIB, gib
@@ -57,10 +59,11 @@ def activation_bytes(run: Run, shape: ModelShape, width: int = 2) -> float:
 def estimate_gpu(run: Run, shape: ModelShape, card: float) -> GpuEstimate:
     """Bytes per GPU with cards of `card` bytes."""
     fsdp, tp = run.actor.fsdp_config, run.tensor_parallel
-    each = shape.parameters / run.shards
-    fixed = 0 if fsdp.offload_policy else 16 * each
+    each = (shape.parameters + adapter_parameters(run, shape)) / run.shards
+    trained = trained_parameters(run, shape) / run.shards
+    fixed = 0 if fsdp.offload_policy else 4 * each + 12 * trained
     left = 0 if fsdp.offload_policy or fsdp.param_offload else 4 * each
-    left += 0 if fsdp.offload_policy or fsdp.optimizer_offload else 8 * each
+    left += 0 if fsdp.offload_policy or fsdp.optimizer_offload else 8 * trained
     share = run.rollout.gpu_memory_utilization * card
     per_token = 4 * shape.layers * shape.kv_heads * shape.head_dim / tp
     return GpuEstimate(
@@ -82,14 +85,16 @@ def experience_bytes(run: Run) -> float:
 def host_bytes(run: Run, shape: ModelShape) -> float:
     """Host bytes on one node: stored experience and whatever FSDP offloads."""
     fsdp = run.actor.fsdp_config
-    per_parameter = 16 if fsdp.offload_policy else 4 * bool(fsdp.param_offload) + 8 * bool(fsdp.optimizer_offload)
-    return experience_bytes(run) + per_parameter * shape.parameters / run.config.trainer.nnodes
+    weights = 4 * bool(fsdp.offload_policy or fsdp.param_offload)
+    states = 12 if fsdp.offload_policy else 8 * bool(fsdp.optimizer_offload)
+    offloaded = weights * shape.parameters + states * trained_parameters(run, shape)
+    return experience_bytes(run) + offloaded / run.config.trainer.nnodes
 
 
 def cpu_bytes(run: Run, shape: ModelShape) -> float:
     """Memory of a run with `trainer.device=cpu`: trainer and vLLM in float32, and the processes around them."""
     cache = float(os.environ.get("VLLM_CPU_KVCACHE_SPACE", "1")) * GIB
-    model = (16 + 4 * run.gpus) * shape.parameters
+    model = (4 + 4 * run.gpus) * shape.parameters + 12 * trained_parameters(run, shape)
     return CPU_PROCESSES + model + run.gpus * (activation_bytes(run, shape, 4) + cache) + experience_bytes(run)
 
 
@@ -123,7 +128,7 @@ def _token_note(run: Run) -> Finding:
 def _cpu_finding(run: Run, shape: ModelShape, ram: float) -> Finding:
     needed = cpu_bytes(run, shape)
     text = f"memory: about {gib(needed)} of this machine's {gib(ram)}"
-    if 16 * shape.parameters > ram:
+    if 4 * shape.parameters + 12 * trained_parameters(run, shape) > ram:
         return impossible(f"{text}, the optimizer alone is more; actor_rollout_ref.model.path must be a smaller model.")
     if needed > ram:
         return warning(f"{text}; lower actor_rollout_ref.actor.ppo_max_token_len_per_gpu or use a smaller model.")
