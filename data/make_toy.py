@@ -1,6 +1,6 @@
 """Make the embedded default: the toy task as parquet (`data`) and the tiny base model (`model`), offline.
 
-python data/make_toy.py data --out data/parquet/toy      # train.parquet, heldout.parquet in verl's schema
+python data/make_toy.py data --out data/parquet/toy      # train.parquet, heldout.parquet, a teacher's traces.jsonl
 python data/make_toy.py model --out data/toy/model       # tokenizer and weights, as shipped
 
 Both are deterministic: `data` gives the same bytes with the same pyarrow, `model` the same weights on the same machine
@@ -9,6 +9,7 @@ the shipped one bit by bit).
 """
 
 import argparse
+import json
 import sys
 import tempfile
 from dataclasses import dataclass
@@ -21,7 +22,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that the file
 from data import toy_task
 from data.toy_task import Noise, Question, make_questions, render_question, render_solution
 from verl_ext.dataset import verl_row
-from verl_ext.files import move_durably, replacing
+from verl_ext.files import move_durably, replacing, write_atomically
 
 TRAIN_QUESTIONS, HELDOUT_QUESTIONS, DATA_SEED = 512, 128, 0
 CHAT_TEMPLATE = (
@@ -228,6 +229,8 @@ def main_data(args: argparse.Namespace) -> None:
         path = args.out / f"{split}.parquet"
         write_parquet(questions, split, path)
         print(f"{path}: {len(questions)} questions")
+    rows = [{"prompt": render_question(q), "response": render_solution(q), "source": "teacher"} for q in train_split]
+    write_atomically(args.out / "traces.jsonl", "".join(f"{json.dumps(row)}\n" for row in rows))
 
 
 def main_model(args: argparse.Namespace) -> None:
@@ -250,7 +253,7 @@ def positive_int(text: str) -> int:
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     modes = parser.add_subparsers(dest="mode", required=True)
-    data = modes.add_parser("data", help="train.parquet and heldout.parquet in verl's schema")
+    data = modes.add_parser("data", help="train.parquet, heldout.parquet, and traces.jsonl of a perfect teacher")
     data.add_argument("--out", type=Path, required=True, help="folder, made if missing")
     data.add_argument("--train", type=positive_int, default=TRAIN_QUESTIONS, help="training questions (%(default)s)")
     data.add_argument("--heldout", type=positive_int, default=HELDOUT_QUESTIONS, help="test questions (%(default)s)")

@@ -50,7 +50,7 @@ _value() {
 
 # What a run needs and may be missing, made in the root of the repository right before it starts; a script may redefine it.
 prepare() {
-  [ -z "${TINY:-}" ] || [ -f outputs/toy_data/train.parquet ] || "$PYTHON" data/make_toy.py data --out outputs/toy_data
+  [ -z "${TINY:-}" ] || [ -f outputs/toy_data/traces.jsonl ] || "$PYTHON" data/make_toy.py data --out outputs/toy_data
 }
 
 # launch PRESET-OR-OVERRIDE... -- ARGUMENT...

@@ -160,7 +160,7 @@ def test_script_writes_the_same_bytes_every_time(tmp_path):
         out = tmp_path / seed
         command = [sys.executable, REPO / "data/make_toy.py", "data", "--out", out, "--train", "40", "--heldout", "8"]
         subprocess.run(command, check=True, env={"PYTHONHASHSEED": seed}, cwd=tmp_path, capture_output=True)
-        assert sorted(p.name for p in out.iterdir()) == ["heldout.parquet", "train.parquet"]
+        assert sorted(p.name for p in out.iterdir()) == ["heldout.parquet", "traces.jsonl", "train.parquet"]
         digests.append([hashlib.sha256((out / f"{s}.parquet").read_bytes()).hexdigest() for s in ("train", "heldout")])
     assert digests[0] == digests[1]
 

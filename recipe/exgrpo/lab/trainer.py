@@ -18,6 +18,7 @@ from recipe.exgrpo.core.loss import ClipRange
 from recipe.exgrpo.core.policies import make_policy
 from recipe.exgrpo.core.policies.policy import Arrangement, Group, Member, Placed, Slot, Tools
 from recipe.exgrpo.core.selection import Scores, headroom, token_means
+from recipe.exgrpo.lab import teacher
 from recipe.exgrpo.lab.families import Family
 from recipe.exgrpo.lab.model import TinyTransformer, prompt_ids, response_ids, response_scores, sample
 from recipe.exgrpo.lab.questions import Splits, Stream, make_splits
@@ -105,6 +106,15 @@ class Lab:
         self.optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate, weight_decay=0.01)
         self.policy = make_policy(config, settings.group_size)
         self.costs = Costs()
+        if config.experience.init_from and self.policy.store is not None:
+            self.learn_from_teacher(seed)
+
+    def learn_from_teacher(self, seed: int) -> None:
+        """Start with a perfect teacher's traces in the store, scored by the start model unless `importance: none`."""
+        rows = list(teacher.solutions(self.task, self.vocabulary, self.train, self.prompts, seed))
+        if self.config.experience.importance == "scored":
+            self.write_behaviour(rows)
+        teacher.store(rows, self.policy.store)
 
     def step(self, step: int) -> dict[str, float]:
         """Train one step; returns its metrics."""

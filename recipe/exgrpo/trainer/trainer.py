@@ -34,18 +34,20 @@ from recipe.exgrpo.core.config import ExGRPOConfig
 from recipe.exgrpo.core.policies import make_policy
 from recipe.exgrpo.core.policies.policy import Slot, Tools
 from recipe.exgrpo.core.selection import Scores
+from recipe.exgrpo.experience.target import Target
 from recipe.exgrpo.runs import stopping
 from recipe.exgrpo.runs.history import History
 from recipe.exgrpo.trainer import lifecycle
 from recipe.exgrpo.trainer.cursor import Cursor
 from recipe.exgrpo.trainer.extra_rows import Layout
 from recipe.exgrpo.trainer.objective import ESTIMATOR, exgrpo_loss, replay_metrics
-from recipe.exgrpo.trainer.prompts import current_answers
+from recipe.exgrpo.trainer.prompts import current_answers, prompt_builder
 from recipe.exgrpo.trainer.rows import read_prompts, write_advantages
-from recipe.exgrpo.trainer.scoring import Candidate, ForwardBudget, score_candidates
+from recipe.exgrpo.trainer.scoring import Candidate, ForwardBudget, behaviour_log_probs, score_candidates
 from recipe.exgrpo.trainer.step import Step, batch_metrics
 from recipe.exgrpo.trainer.stored_rows import write_behaviour_log_probs
 from recipe.exgrpo.trainer.validation import pass_rates
+from recipe.exgrpo.trainer.warm_start import by_actor, warm_start
 from recipe.exgrpo.trainer.worker import ExGRPOWorker
 from verl_ext import polling
 from verl_ext.dataset import index_questions
@@ -320,11 +322,25 @@ class ExGRPOTrainer(PPOTrainerSync):
         current = current_answers(self.config, self.tokenizer, self.model_type, self.train_dataset, self.question_rows)
         self.data_state = lifecycle.data_state(self.config, len(self.train_dataset))
         if self.policy.store is not None:
+            if self.global_steps == 0 and self.settings.experience.init_from:
+                self._warm_start()
             self.policy.store.origin = current.origin
         if self.global_steps > 0:
             if not lifecycle.same_data(self._resumed_folder, self.data_state):
                 self.train_dataloader.next_iter_state = None  # verl has put the old position there
             self.experience.load(self.global_steps, self.policy, self.question_rows, current)
+
+    def _warm_start(self) -> None:
+        """Fill the empty store of a new run. The actor has its start weights, and the rollout engines sleep."""
+        render = prompt_builder(self.config, self.tokenizer, self.model_type).build_initial_tokens
+        target = Target.of(self.config, self.tokenizer, render, keep=self.question_rows.__contains__, born=0)
+        warm_start(self.policy.store, target, self.settings.experience, by_actor(self._log_probs))
+
+    def _log_probs(self, candidates: list[Candidate]) -> list:
+        """Log-probs of responses under the current weights, in one call."""
+        return behaviour_log_probs(
+            self.actor_rollout_wg, candidates, self._data_parallel_size(), self._forward_budget()
+        )
 
     @property
     def _run_folder(self) -> Path:

@@ -309,6 +309,7 @@ class ExperienceBuffer:
             "trajectories": store.live_rows,
             "bytes": self.nbytes,
             "allocated_bytes": store.allocated_bytes + self._questions.columns.nbytes,
+            "imported": self._imported(alive),
             "retired": len(self._questions.retired),
             "cooling": self._questions.cooling(),
             "compacted_tokens": store.compacted_tokens,
@@ -379,6 +380,11 @@ class ExperienceBuffer:
         logger.warning("success counts of %d questions were scaled from K=%d to K=%d", len(moved), old, group_size)
 
     # ---- private
+
+    def _imported(self, alive: np.ndarray) -> int:
+        """Live trajectories (bool [rows]) that no rollout of this run made."""
+        foreign = np.array([origin.source != "rollout" for origin in self._origins], bool)
+        return int(np.count_nonzero(foreign[self._store.rows.live("origin")[alive]])) if foreign.any() else 0
 
     def _open(self, question: str, what: str | None = None) -> int:
         """Index of a question; ValueError for a retired one that is to be `what`."""

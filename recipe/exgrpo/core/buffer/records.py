@@ -44,8 +44,8 @@ class Provenance:
 @dataclass(frozen=True)
 class Origin:
     """What produced a trajectory: `source` is `rollout` or the name of an import, `chat_template` the SHA-256 of the template
-    ("" if not known), `temperature` that of sampling; `behaviour` says whose log-probs are stored: `measured` of the policy that
-    wrote it, `scored` of the policy that a run started with, `one` of none (pi_past = 1)."""
+    ("" if not known), `temperature` that of sampling; `behaviour` says whose log-probs are stored: `measured` of the policy
+    that wrote it, `scored` of the policy that a run started with, `one` of none (pi_past = 1)."""
 
     source: str = "rollout"
     chat_template: str = ""

@@ -3,9 +3,11 @@
 from recipe.exgrpo.core.config import ExGRPOConfig, build
 from recipe.exgrpo.core.policies.exgrpo import ExGRPO
 from recipe.exgrpo.core.policies.headroom import Headroom
+from recipe.exgrpo.core.policies.luffy import Luffy
 from recipe.exgrpo.core.policies.masked import Masked
 from recipe.exgrpo.core.policies.policy import Policy
 from recipe.exgrpo.core.policies.refill import Refill
+from recipe.exgrpo.core.policies.rlep import Rlep
 from recipe.exgrpo.core.policies.rules import find
 
 __all__ = ["POLICIES", "Policy", "make_policy", "policy_class"]
@@ -16,6 +18,8 @@ POLICIES: dict[str, type[Policy]] = {
     "refill": Refill,
     "headroom": Headroom,
     "masked": Masked,
+    "luffy": Luffy,
+    "rlep": Rlep,
 }
 
 

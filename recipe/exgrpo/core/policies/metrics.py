@@ -26,6 +26,8 @@ METRICS = {
     "refused_groups": "Stored groups that were scored and that the gate refused (headroom).",
     "headroom_mean": "Mean headroom of the stored groups in the update: what probabilities can still move, 0 to 1 (headroom).",
     "drift_mean": "Mean drift of the stored groups in the update: squared change of their log-probs, nats squared (headroom).",
+    "guided_groups": "Groups that got traces from elsewhere (luffy, rlep).",
+    "imported_trajectories": "Stored trajectories that came from elsewhere (exgrpo.experience.init_from).",
     "buffer_questions": "Questions with at least one stored trajectory.",
     "buffer_trajectories": "Stored trajectories.",
     "buffer_bytes": "Bytes of stored trajectories: tokens, log-probs and their columns.",
@@ -55,6 +57,7 @@ class Report:
     freed: int = 0
     drawn_groups: int = 0
     refused: int = 0
+    guided: int = 0
     scored: int = 0
     added: int = 0
     retired: int = 0
@@ -95,6 +98,8 @@ class Report:
             "refused_groups": self.refused,
             "headroom_mean": _mean(self.headrooms),
             "drift_mean": _mean(self.drifts),
+            "guided_groups": self.guided,
+            "imported_trajectories": stats["imported"],
             "buffer_questions": stats["questions"],
             "buffer_trajectories": stats["trajectories"],
             "buffer_bytes": stats["bytes"],
