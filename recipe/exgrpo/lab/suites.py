@@ -55,6 +55,8 @@ METHODS = (
     "su01",
     "headroom",
     "headroom_extra",
+    "luffy",
+    "rlep",
     "dynamic_sampling",
 )  # other papers' (docs/methods.md)
 REFERENCE = "on_policy"
