@@ -25,6 +25,7 @@ class QuestionSet:
         drop: row -> why it is left out, or None.
         local_names: stems under which `prepare_eval.py --source DIR` looks for a file.
         n_samples: samples per question in evaluation.
+        trace: dotted key of a written solution (`prepare_train.py --traces`); None where the data set has none.
     """
 
     data_source: str
@@ -35,6 +36,7 @@ class QuestionSet:
     drop: Callable[[Mapping[str, Any]], str | None] = lambda row: None
     local_names: tuple[str, ...] = ()
     n_samples: int = 1
+    trace: str | None = None
 
 
 def by_keys(question: tuple[str, ...], answer: tuple[str, ...]) -> Callable[[Mapping[str, Any], str], tuple[str, str]]:
@@ -74,9 +76,12 @@ TRAINING_SETS = {
         "openr1_math_46k",
         "Elliott/Openr1-Math-46k-8192",
         by_keys(("prompt.-1.content", "question", "problem"), ("reward_model.ground_truth", "answer")),
+        trace="target.-1.content",  # DeepSeek-R1's, one assistant message
     ),
-    "gsm8k": QuestionSet("gsm8k", "openai/gsm8k", read_gsm8k, config="main"),
-    "math_l3-5": QuestionSet("math_l3-5", "DigitalLearningGmbH/MATH-lighteval", read_math, drop=below_level_3),
+    "gsm8k": QuestionSet("gsm8k", "openai/gsm8k", read_gsm8k, config="main", trace="answer"),
+    "math_l3-5": QuestionSet(
+        "math_l3-5", "DigitalLearningGmbH/MATH-lighteval", read_math, drop=below_level_3, trace="solution"
+    ),
     "dapo_math_17k": QuestionSet("dapo_math_17k", "open-r1/DAPO-Math-17k-Processed", read_dapo, config="all"),
 }
 

@@ -10,9 +10,27 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from data.errors import DataError
+from data.records import Record
 from verl_ext.files import replacing, sha256_of, write_atomically
 
 VERSIONS = ("pyarrow", "math-verify", "sympy")
+
+
+def write_traces(records: Sequence[Record], path: Path, source: str) -> int:
+    """Write the written solutions of `records` as parquet, for `exgrpo.experience.init_from`; returns how many there are.
+
+    Raises DataError if there is none, or nothing can be written there.
+    """
+    rows = [{"question_id": r.question_id, "response": r.trace, "source": source} for r in records if r.trace]
+    if not rows:
+        raise DataError(f"{path}: none of the {len(records)} questions has a written solution")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with replacing(path) as new:
+            pq.write_table(pa.Table.from_pylist(rows), new, compression="zstd")
+    except OSError as error:
+        raise DataError(f"{path}: cannot be written ({error.strerror or error})") from None
+    return len(rows)
 
 
 def write_dataset(rows: Sequence[dict[str, Any]], path: Path, manifest: dict[str, Any]) -> dict[str, Any]:

@@ -25,9 +25,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that the file
 from data import checks
 from data.catalog import TRAINING_SETS, QuestionSet, by_keys
 from data.errors import DataError, exit_with_sentence
-from data.output import write_dataset
+from data.output import write_dataset, write_traces
 from data.prompts import load_template, template_names
-from data.records import Record, normalise, verl_row
+from data.records import Record, lookup, normalise, text_field, verl_row
 from data.sources import open_source
 from verl_ext.rewards import is_placeholder
 
@@ -48,6 +48,10 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--revision", help="hub revision (a commit) to pin")
     parser.add_argument("--template", default="thought", choices=template_names())
     parser.add_argument("--out", type=Path, required=True, help="the parquet file")
+    parser.add_argument(
+        "--traces", type=Path, metavar="FILE", help="also write the data set's own solutions, as parquet"
+    )
+    parser.add_argument("--trace-key", help="custom: column of the solution, for --traces")
     parser.add_argument("--max-prompt-tokens", type=int, default=1024)
     parser.add_argument("--tokenizer", help="counts prompt tokens exactly; without it they are estimated")
     parser.add_argument("--eval-dir", type=Path, help="evaluation files to report contamination with")
@@ -58,13 +62,18 @@ def parse_arguments() -> argparse.Namespace:
 def question_set(args: argparse.Namespace) -> QuestionSet:
     """The chosen data set. Raises DataError for keys that do not go with it."""
     keys = (args.question_key, args.answer_key)
+    if args.traces and args.dataset != "custom" and TRAINING_SETS[args.dataset].trace is None:
+        raise DataError(f"--traces: {args.dataset} has no solutions")
+    if args.traces and args.dataset == "custom" and not args.trace_key:
+        raise DataError("--traces of --dataset custom needs --trace-key")
     if args.dataset != "custom":
-        if any(keys):
-            raise DataError("--question-key and --answer-key go with --dataset custom")
+        if any((*keys, args.trace_key)):
+            raise DataError("--question-key, --answer-key and --trace-key go with --dataset custom")
         return TRAINING_SETS[args.dataset]
     if not all(keys) or not args.source:
         raise DataError("--dataset custom needs --source, --question-key and --answer-key")
-    return QuestionSet(args.data_source, args.source, by_keys((args.question_key,), (args.answer_key,)))
+    read = by_keys((args.question_key,), (args.answer_key,))
+    return QuestionSet(args.data_source, args.source, read, trace=args.trace_key)
 
 
 def read_records(chosen: QuestionSet, rows: Iterator, dropped: Counter) -> tuple[list[Record], int]:
@@ -77,10 +86,21 @@ def read_records(chosen: QuestionSet, rows: Iterator, dropped: Counter) -> tuple
             question, answer = (text.strip() for text in chosen.read(row, where))
             reason = _missing(question, answer)
         if reason is None:
-            records.append(Record(question, answer, index))
+            records.append(Record(question, answer, index, _trace(chosen.trace, row, where)))
         else:
             dropped[reason] += 1
     return records, total
+
+
+def _trace(key: str | None, row: Any, where: str) -> str:
+    """The row's written solution, "" where it has none."""
+    if key is None:
+        return ""
+    try:
+        lookup(row, key)
+    except KeyError:
+        return ""
+    return text_field(row, (key,), where).strip()
 
 
 def _missing(question: str, answer: str) -> str | None:
@@ -174,12 +194,19 @@ def main() -> None:
         "contamination": checks.contamination(records, evaluation),
     }
     rows = [verl_row(record, chosen.data_source, "train", template) for record in records]
+    if args.traces:
+        manifest["traces"] = {
+            "file": str(args.traces),
+            "rows": write_traces(records, args.traces, f"{args.dataset}-own"),
+        }
     report(write_dataset(rows, args.out, manifest))
 
 
 def report(manifest: dict[str, Any]) -> None:
     """The counts, for the person who waited."""
     print(f"{manifest['file']}: {manifest['rows']} of {manifest['rows_read']} rows, template {manifest['template']}")
+    if "traces" in manifest:
+        print(f"  {manifest['traces']['rows']} traces: {manifest['traces']['file']}")
     for reason, count in manifest["dropped"].items():
         print(f"  dropped {count}: {reason}")
     for name, found in manifest["contamination"].items():

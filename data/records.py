@@ -16,11 +16,12 @@ ID_BYTES = 16
 
 @dataclass(frozen=True)
 class Record:
-    """One question. `index` is its 0-based position in the source."""
+    """One question. `index` is its 0-based position in the source; `trace` a written solution of it, "" without one."""
 
     question: str
     answer: str
     index: int
+    trace: str = ""
 
     @property
     def question_id(self) -> str:

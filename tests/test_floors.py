@@ -28,7 +28,7 @@ BELOW = {
     "report": {"core", "runs", "presets", "verl_ext"},
     "experience": {"core", "checkpoint", "verl_ext"},
     "lab": {"core", "presets", "report", "verl_ext"},
-    "checks": {"core", "presets", "checkpoint", "runs", "verl_ext"},
+    "checks": {"core", "presets", "checkpoint", "experience", "runs", "verl_ext"},
     "trainer": {"core", "checkpoint", "experience", "runs", "verl_ext"},
 }
 TOP = {"cli", "main"}

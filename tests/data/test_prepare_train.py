@@ -88,6 +88,40 @@ def test_the_manifest_identifies_source_and_output(prepare, tmp_path):
     assert (manifest["template"], manifest["data_source"]) == ("qwen_boxed", "gsm8k")
 
 
+def test_traces_are_the_data_sets_own_solutions(prepare, tmp_path):
+    source = write_jsonl(tmp_path / "train.jsonl", ROWS)
+    code, rows, manifest = prepare("--source", source, "--traces", tmp_path / "traces.parquet")
+    traces = pq.read_table(tmp_path / "traces.parquet").to_pylist()
+    assert (code, manifest["traces"]["rows"], len(traces)) == (0, 20, 20)
+    for row, raw, trace in zip(rows, ROWS, traces, strict=True):
+        expected = {"question_id": row["extra_info"]["question_id"], "response": raw["answer"], "source": "gsm8k-own"}
+        assert trace == expected
+
+
+def test_openr1s_target_column_becomes_traces(tmp_path, monkeypatch):
+    """The released file's form: chat messages as prompt, one assistant message as target, which some rows may lack."""
+    target = [{"role": "assistant", "content": "<think>\n1+1 </think>\n \\boxed{2}"}]
+    rows = [
+        {"prompt": [{"role": "system", "content": "s"}, {"role": "user", "content": f"What is 1+{i}?"}],
+         "reward_model": {"style": "rule", "ground_truth": str(1 + i)}, "target": target if i != 2 else None}
+        for i in (1, 2, 3)
+    ]  # fmt: skip
+    source, out = write_jsonl(tmp_path / "openr1.jsonl", rows), tmp_path / "o.parquet"
+    arguments = ["--dataset", "openr1_math_46k", "--source", source, "--out", out, "--traces", tmp_path / "t.parquet"]
+    monkeypatch.setattr(sys, "argv", ["prepare_train.py", *map(str, arguments)])
+    prepare_train.main()
+    found = pq.read_table(tmp_path / "t.parquet").to_pylist()
+    ids = [row["extra_info"]["question_id"] for row in pq.read_table(out).to_pylist()]
+    assert [(row["question_id"], row["response"]) for row in found] == [(ids[i], target[0]["content"]) for i in (0, 2)]
+
+
+def test_traces_where_there_are_none_are_refused(prepare, tmp_path):
+    source = write_jsonl(tmp_path / "x.jsonl", [{"prompt": "What is 1+1?", "solution": "2"}])
+    code, *_ = prepare("--source", source, "--dataset", "dapo_math_17k", "--traces", tmp_path / "t.parquet")
+    assert code == 2
+    assert not (tmp_path / "t.parquet").exists()
+
+
 def test_same_input_same_bytes(prepare, tmp_path):
     source = write_jsonl(tmp_path / "train.jsonl", ROWS)
     prepare("--source", source, out="a.parquet")
