@@ -62,6 +62,10 @@ def test_the_shipped_configuration_passes(compose, files, hardware):
         ["data.max_response_length=64"],  # the loss scale follows
         ["actor_rollout_ref.actor.loss_agg_mode=token-mean", "actor_rollout_ref.actor.loss_scale_factor=null"],
         ["actor_rollout_ref.actor.use_kl_loss=true"],
+        ["exgrpo.policy=on_policy", "algorithm.filter_groups.enable=true"],
+        ["exgrpo.policy=masked", "exgrpo.dynamic_sampling=true"],
+        ["method=dapo"],
+        ["exgrpo.loss.denominator=mixed"],
     ],
     ids=str,
 )
@@ -79,6 +83,8 @@ def test_good_configurations_pass(configure, overrides):
         ("actor_rollout_ref.rollout.n=1", "actor_rollout_ref.rollout.n"),
         ("algorithm.use_kl_in_reward=true", "algorithm.use_kl_in_reward"),
         ("algorithm.filter_groups.enable=true", "algorithm.filter_groups.enable"),
+        ("exgrpo.dynamic_sampling=true", "exgrpo.dynamic_sampling"),
+        ("exgrpo.loss.denominator=some", "exgrpo.loss.denominator"),
         ("algorithm.rollout_correction.bypass_mode=true", "algorithm.rollout_correction.bypass_mode"),
         ("data.gen_batch_size=128", "data.gen_batch_size"),
         ("data.gen_batch_size=null", "data.gen_batch_size"),

@@ -42,10 +42,18 @@ PAPER = {
         "eviction": "oldest",
         "log_prob_dtype": "float32",
     },
-    "loss": {"shaping": "policy", "beta": 0.1, "importance": "past", "fresh_clip": "always", "scale": "dr_grpo"},
+    "loss": {
+        "shaping": "policy",
+        "beta": 0.1,
+        "importance": "past",
+        "fresh_clip": "always",
+        "denominator": "all",
+        "scale": "dr_grpo",
+    },
 }
 # Not in the paper: our own guards and plumbing.
 OURS = {
+    "dynamic_sampling": False,
     "mask": {"band": "medium"},
     "refill": {"reps": 3, "max_age_steps": 20, "power": 4.0, "source": "past"},
     "rows": {"extra": 0.0, "max_drift": 1e-3, "capacity": 2.0},

@@ -8,6 +8,7 @@ import asyncio
 import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -16,6 +17,8 @@ import pandas as pd
 import torch
 import transfer_queue as tq
 from transformers import AutoTokenizer
+from verl.utils.config import omega_conf_to_dataclass
+from verl.workers.utils.losses import ppo_loss
 
 from recipe.exgrpo.trainer.trainer import ExGRPOTrainer
 from verl_ext.metrics_log import read_metrics
@@ -70,7 +73,8 @@ class Script:
 
     def generate_sequences(self, batch) -> None:
         infos = [getattr(info, "data", info) for info in batch["extra_info"]]
-        self.questions[int(batch["global_steps"])] = [info["question_id"] for info in infos]
+        # Asked for more than once in a step where groups are sampled anew.
+        self.questions.setdefault(int(batch["global_steps"]), []).extend(info["question_id"] for info in infos)
 
         async def run():
             await self.worker.generate_sequences(batch)
@@ -180,7 +184,6 @@ class Runs:
         self.worker, self.agent_loop_worker, self.compose, self.folder = worker, agent_loop_worker, compose, folder
         engine = worker.actor.engine
         self.start = copy.deepcopy(engine.module.state_dict()), copy.deepcopy(engine.optimizer.state_dict())
-        self.loss = worker.actor.loss_fn
         self.data = folder / "train.parquet"
         pd.DataFrame([row_of(question) for question in SOLVED]).to_parquet(self.data)
 
@@ -220,7 +223,8 @@ class Runs:
         actor.engine.optimizer.load_state_dict(copy.deepcopy(self.start[1]))
         for settings in actor.engine.optimizer.param_groups:
             settings["lr"] = config.actor_rollout_ref.actor.optim.lr
-        actor.set_loss_fn(self.loss)
+        # As verl's worker does when it starts; here one worker has many runs.
+        actor.set_loss_fn(partial(ppo_loss, config=omega_conf_to_dataclass(config.actor_rollout_ref.actor)))
         actor.guard.max_norm = None
 
     @staticmethod

@@ -1,6 +1,7 @@
 """The laboratory's runs: every variant does what it says, nothing else changes, and a seed gives the same run."""
 
 import dataclasses
+import itertools
 from functools import cache
 
 import numpy as np
@@ -266,6 +267,68 @@ def test_a_row_out_of_the_update_counts_in_the_normaliser_and_nowhere_else():
         gradients.append(run.model.tokens.weight.grad.clone())
     torch.testing.assert_close(*gradients, rtol=1e-4, atol=1e-8)
     assert gradients[0].abs().max() > 0
+
+
+# ---- groups without variance
+
+
+def test_dynamic_sampling_fills_the_step_with_groups_that_differ():
+    run = lab("dynamic_sampling")
+    seen, asked = recorded(run), []
+    roll_out = run.roll_out
+
+    def spy(slots):
+        rows = roll_out(slots)
+        asked.append([len({row.reward for row in members}) > 1 for members in rows])
+        return rows
+
+    run.roll_out = spy
+    discarded = 0.0
+    for step in range(1, 9):
+        asked.clear()
+        metrics = run.step(step)
+        flat = [found for call in asked for found in call]
+        assert metrics["batch/generated_rollouts"] == K * len(flat)
+        assert metrics["batch/discarded_groups"] == len(flat) - 8
+        assert len(seen[-1]) == 8 * K
+        assert all(row.advantage != 0 for row in seen[-1])
+        dropped = 0
+        for call, more in itertools.pairwise(asked):  # two for each group dropped, at most a batch at a time
+            dropped += 2 * call.count(False)
+            assert len(more) == min(dropped, 8)
+            dropped -= len(more)
+        assert sum(flat) >= 8 > sum(found for call in asked[:-1] for found in call)
+        discarded += metrics["batch/discarded_groups"]
+    assert discarded > 0
+    assert run.costs.fresh_rollouts == 8 * 8 * K + K * discarded
+
+
+def test_dynamic_sampling_ends_where_nothing_differs():
+    """All questions were drawn once more than the step has: the first groups without variance it is."""
+    run = lab("dynamic_sampling")
+    run.reward = lambda question, response: 0.0
+    metrics = run.step(1)
+    assert metrics["batch/discarded_groups"] == 24
+    assert metrics["batch/generated_rollouts"] == 32 * K
+
+
+@pytest.mark.parametrize(
+    ("name", "values"), [("zero_variance_out", {}), ("refill", {"loss": {"denominator": "mixed"}})]
+)
+def test_groups_without_variance_may_leave_the_denominator(name, values):
+    run = lab(name, **values)
+    seen, divisors, mini_batch = recorded(run), [], run._mini_batch
+    run._mini_batch = lambda rows, sequences: divisors.append(sequences) or mini_batch(rows, sequences)
+    gone = 0.0
+    for step in range(1, 7):
+        metrics = run.step(step)
+        kept = [row for row in seen[-1] if row.in_update]
+        assert all(row.advantage != 0 for row in kept)
+        assert metrics["batch/rows_out_of_denominator"] == metrics["batch/rows_out_of_update"] == 8 * K - len(kept)
+        assert divisors[-2:] == [len(kept) / 2] * 2
+        gone += metrics["batch/rows_out_of_denominator"]
+    assert gone > 0
+    assert total(trained("on_policy")[0], "batch/rows_out_of_denominator") == 0
 
 
 def on_top(most, **values):

@@ -334,6 +334,8 @@ def same_state(ours: Policy, theirs: Policy) -> None:
     ({"policy": "masked", "mask": {"band": "medium"}}, []),
     ({"policy": "masked", "mask": {"band": "hard"}}, []),
     ({"policy": "on_policy"}, []),
+    ({"policy": "on_policy", "loss": {"denominator": "mixed"}}, []),
+    ({"policy": "refill", "loss": {"denominator": "mixed"}}, ["replayed_rows"]),
     ({"policy": "outside_policy:Rescue"}, ["replayed_rows", "rescued_groups"]),
     ({"policy": "on_top:OnTop", "options": {"most": 5}}, ["replayed_rows", "extra_rows"]),
     ({"policy": "on_top:OnTop", "options": {"most": B * K}, "rank": "rarity"}, ["replayed_rows", "extra_rows"]),

@@ -130,6 +130,13 @@ def test_costs_of_replay(report, study):
     assert (replay["skipped_updates"], replay["entropy"]) == (2.0, 0.5)
 
 
+def test_costs_of_sampling_anew_and_of_rows_on_top(report, tmp_path):
+    """What a run logged of both counts: dropped groups, and stored rows that no rollout made place for."""
+    logged = {"batch/generated_rollouts": lambda step: 40 * step, "batch/rows_updated": lambda step: 30 + step}
+    row = report(make_run(tmp_path / "dynamic", {0: 0.3, 4: 0.5}, metrics=logged))[1]["rows"][0]
+    assert (row["fresh_rollouts"], row["rows_updated"]) == (40 * 10, 4 * 30 + 10)
+
+
 def test_costs_of_refill_are_in_sequences_and_no_rollout_is_saved(report, tmp_path):
     rows = {"experience/replayed_rows": lambda step: 4 * (step - 1)}
     run = make_run(tmp_path / "refill", {0: 0.3, 4: 0.5}, metrics=rows)

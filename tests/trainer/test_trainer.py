@@ -61,6 +61,7 @@ class ScoringWorkers:
         entropy = torch.tensor([1 / float(row[0]) for row in batch["responses"].unbind()], dtype=torch.float64)
         tokens = torch.full((len(batch),), float(batch["input_ids"].values().numel() / len(batch)), dtype=torch.float64)
         columns = {"entropy": entropy, "nll": -entropy, "tokens_forwarded": tokens}
+        columns |= {"probability": entropy, "drift": torch.zeros_like(entropy)}
         return TensorDict(columns, batch_size=len(batch))
 
 

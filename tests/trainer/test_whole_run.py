@@ -362,6 +362,96 @@ def test_refill_puts_past_successes_where_groups_have_no_variance(runs, model):
     assert seen >= 4
 
 
+@pytest.mark.parametrize("replay", [(), ("method=refill", "exgrpo.loss.shaping=clip")], ids=["on_policy", "refill"])
+def test_groups_without_variance_are_out_of_the_denominator(runs, model, replay):
+    """The gradient is that of a batch in which they had not been sampled; what refill puts in their places counts."""
+    settings = (*AT_ONCE, *(replay or ("method=on_policy",)), "exgrpo.loss.denominator=mixed")
+    run = runs(f"mixed{len(replay)}", 3, *settings)
+    dropped = 0
+    for step in steps_of(run, model):
+        by_key, metrics = row_by_key(step, run), run.metrics[step.number]
+        kept = {key: row for key, row in by_key.items() if row.past is not None or 0 < solved_of(run, key) < K}
+        silent = B * K - len(kept)
+        assert metrics["batch/rows_out_of_denominator"] == silent == metrics["batch/rows_out_of_update"]
+        assert metrics["batch/rows_updated"] == len(kept)
+        check(step, model, [[row] for row in kept.values()], objective_of(shaping="clip", rows=len(kept)))
+        dropped += silent
+    assert dropped > 0
+    assert bool(replay) == any(row.past is not None for row in kept.values())
+
+
+def test_by_default_they_are_in_it(runs):
+    assert runs("all_groups", 1, *MOVING, "method=on_policy").metrics[1]["batch/rows_out_of_denominator"] == 0
+
+
+def solved_of(run: Run, key: str) -> int:
+    """Successes of the group that a rollout was sampled with."""
+    own = run.script.rollouts[key]
+    return sum(r.reward > 0.5 for r in run.script.rollouts.values() if (r.question, r.step) == (own.question, own.step))
+
+
+# ---- dynamic sampling
+
+
+def test_groups_without_variance_are_sampled_anew(runs, model):
+    """q3 and q10 are solved by all, q4 and q11 by none: two more questions for each, until four groups differ."""
+    run = runs("dynamic", 3, *MOVING, "method=on_policy", "exgrpo.dynamic_sampling=true")
+    asked = {1: [0, 1, 2, 3, 4, 5], 2: [6, 7, 8, 9], 3: [10, 11, 0, 1, 2, 3, 4, 5]}
+    assert run.script.questions == {step: [f"q{i}" for i in found] for step, found in asked.items()}
+    for step in steps_of(run, model):
+        metrics, generated = run.metrics[step.number], asked[step.number]
+        assert set(step.questions.values()) == {f"q{i}" for i in generated if 0 < SOLVED[f"q{i}"] < K}
+        assert sorted(map(len, step.groups.values())) == [K] * B
+        check(step, model, list(step.groups.values()), objective_of())
+        assert metrics["batch/generated_rollouts"] == K * len(generated)
+        assert metrics["batch/discarded_groups"] == len(generated) - B
+        rewards = [row.reward for rows in step.groups.values() for row in rows]
+        assert metrics["batch/pass_rate"] == pytest.approx(np.mean(rewards))
+
+
+def test_without_it_every_group_is_trained_on(runs):
+    run = runs("static", 1, *MOVING, "method=on_policy")
+    assert run.metrics[1]["batch/discarded_groups"] == 0
+    assert run.metrics[1]["batch/generated_rollouts"] == B * K
+
+
+def test_dapo_is_a_token_mean_of_normalised_advantages_clipped_higher(runs, model):
+    run = runs("dapo", 2, *MOVING, "method=dapo")
+    beyond = 0.0
+    for step in steps_of(run, model):
+        groups = []
+        for rows in step.groups.values():
+            rewards = np.array([row.reward for row in rows])
+            scale = rewards.std(ddof=1) + 1e-6
+            normal = [(row, (row.reward - rewards.mean()) / scale) for row in rows]
+            groups.append([dataclasses.replace(row, advantage=value) for row, value in normal])
+        tokens = sum(len(row.response) for rows in groups for row in rows)
+        found = check(step, model, groups, objective_of(rows=1, horizon=tokens, high=0.28, entropy=0.0))
+        beyond = max(beyond, float(found[-1].fresh.max()))
+    assert run.metrics[1]["batch/discarded_groups"] == 2
+    assert beyond > 1.28
+
+
+def test_a_step_that_finds_no_variance_is_an_error_not_a_loop(runs):
+    bound = "algorithm.filter_groups.max_num_gen_batches=3"
+    with pytest.raises(
+        RuntimeError, match=r"3 batches .* step 1, .*raise algorithm\.filter_groups\.max_num_gen_batches"
+    ):
+        runs("hopeless", 1, *MOVING, "method=dapo", bound, reward=lambda question, step, session: 0.0)
+
+
+def test_a_resumed_run_with_dynamic_sampling_draws_the_same_questions(runs):
+    settings = (*MOVING[:-1], "trainer.save_freq=1", "method=on_policy", "exgrpo.dynamic_sampling=true")
+    whole = runs("dynamic_whole", 3, *settings)
+    folder = whole.folder.with_name("dynamic_resumed")
+    shutil.copytree(whole.folder, folder)
+    for step in (2, 3):
+        shutil.rmtree(folder / f"global_step_{step}")
+    (folder / "latest_checkpointed_iteration.txt").write_text("1")
+    resumed = runs("dynamic_resumed", 3, *settings)
+    assert resumed.script.questions == {step: whole.script.questions[step] for step in (2, 3)}
+
+
 # ---- rows on top of the batch
 
 
@@ -466,41 +556,6 @@ def test_switched_off_there_is_no_history(runs):
     assert run.metrics[1]["experience/history_bytes"] == 0
 
 
-# ---- guard, checkpoints
-
-
-def test_updates_above_the_bound_are_skipped(runs):
-    run = runs("guard", 1, *AT_ONCE, "exgrpo.runtime.max_grad_norm=1e-9")
-    first, second = run.group.updates
-    assert all(torch.equal(first.weights[name], value) for name, value in second.weights.items())
-    assert run.metrics[1]["actor/skipped_updates"] == 2
-    assert run.metrics[1]["actor/grad_norm"] > 1e-9
-
-
-def test_a_resumed_run_does_what_the_uninterrupted_one_did(runs):
-    """Weights, questions, rollouts asked for, stored trajectories and gradients of the steps after the checkpoint."""
-    settings = (*AT_ONCE, "trainer.save_freq=2", "exgrpo.bookkeeping.review_interval=2", "exgrpo.rho=0.25")
-    whole = runs("whole", 4, *settings)
-    shutil.copytree(whole.folder, whole.folder.with_name("resumed"))
-    folder = whole.folder.with_name("resumed")
-    shutil.rmtree(folder / "global_step_4")
-    (folder / "latest_checkpointed_iteration.txt").write_text("2")
-    resumed = runs("resumed", 4, *settings)
-    assert sorted(resumed.group.rows) == [3, 4]
-    assert resumed.script.questions == {step: whole.script.questions[step] for step in (3, 4)}
-    for step in (3, 4):
-        assert list(resumed.group.rows[step].values()) == list(whole.group.rows[step].values())
-    later = [update for update in whole.group.updates if update.step > 2]
-    for mine, theirs in zip(resumed.group.updates, later, strict=True):
-        assert distance(mine.gradient, {name: value.double() for name, value in theirs.gradient.items()}) < 1e-4
-    assert sorted(resumed.metrics) == [1, 2, 3, 4]
-    lines = [list(read_history(run.folder / "history.jsonl")) for run in (whole, resumed)]
-    assert [(line["step"], line["question"], line["solved"], line["replayed"]) for line in lines[0]] == [
-        (line["step"], line["question"], line["solved"], line["replayed"]) for line in lines[1]
-    ]
-    for name in ("buffer_trajectories", "retired_questions", "reviewed", "replayed_questions", "reuse_max"):
-        assert resumed.metrics[4][f"experience/{name}"] == whole.metrics[4][f"experience/{name}"], name
-    assert whole.metrics[4]["experience/replayed_questions"] == 1
 @pytest.mark.parametrize("bound", [10.0, 1e-9], ids=["near", "far"])
 def test_headroom_brings_whole_groups_while_the_policy_is_near(runs, model, bound):
     """Successes and failures with the advantages that they had; drift and headroom are what float64 finds."""
@@ -542,3 +597,38 @@ def group_scores(model: Float64, groups: list[list[Row]]) -> dict[str, float]:
     return {"drift": sum(drifts) / n, "headroom": sum(rooms) / n}
 
 
+# ---- guard, checkpoints
+
+
+def test_updates_above_the_bound_are_skipped(runs):
+    run = runs("guard", 1, *AT_ONCE, "exgrpo.runtime.max_grad_norm=1e-9")
+    first, second = run.group.updates
+    assert all(torch.equal(first.weights[name], value) for name, value in second.weights.items())
+    assert run.metrics[1]["actor/skipped_updates"] == 2
+    assert run.metrics[1]["actor/grad_norm"] > 1e-9
+
+
+def test_a_resumed_run_does_what_the_uninterrupted_one_did(runs):
+    """Weights, questions, rollouts asked for, stored trajectories and gradients of the steps after the checkpoint."""
+    settings = (*AT_ONCE, "trainer.save_freq=2", "exgrpo.bookkeeping.review_interval=2", "exgrpo.rho=0.25")
+    whole = runs("whole", 4, *settings)
+    shutil.copytree(whole.folder, whole.folder.with_name("resumed"))
+    folder = whole.folder.with_name("resumed")
+    shutil.rmtree(folder / "global_step_4")
+    (folder / "latest_checkpointed_iteration.txt").write_text("2")
+    resumed = runs("resumed", 4, *settings)
+    assert sorted(resumed.group.rows) == [3, 4]
+    assert resumed.script.questions == {step: whole.script.questions[step] for step in (3, 4)}
+    for step in (3, 4):
+        assert list(resumed.group.rows[step].values()) == list(whole.group.rows[step].values())
+    later = [update for update in whole.group.updates if update.step > 2]
+    for mine, theirs in zip(resumed.group.updates, later, strict=True):
+        assert distance(mine.gradient, {name: value.double() for name, value in theirs.gradient.items()}) < 1e-4
+    assert sorted(resumed.metrics) == [1, 2, 3, 4]
+    lines = [list(read_history(run.folder / "history.jsonl")) for run in (whole, resumed)]
+    assert [(line["step"], line["question"], line["solved"], line["replayed"]) for line in lines[0]] == [
+        (line["step"], line["question"], line["solved"], line["replayed"]) for line in lines[1]
+    ]
+    for name in ("buffer_trajectories", "retired_questions", "reviewed", "replayed_questions", "reuse_max"):
+        assert resumed.metrics[4][f"experience/{name}"] == whole.metrics[4][f"experience/{name}"], name
+    assert whole.metrics[4]["experience/replayed_questions"] == 1

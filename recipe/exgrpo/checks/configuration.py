@@ -7,13 +7,12 @@ from omegaconf import OmegaConf
 from recipe.exgrpo.checks.findings import Finding, error
 from recipe.exgrpo.checks.run import Run
 from recipe.exgrpo.core.config import ExGRPOConfig
-from recipe.exgrpo.core.policies import make_policy
+from recipe.exgrpo.core.policies import make_policy, policy_class
 
 # Key -> why it must be false.
 OFF = {
     "algorithm.use_kl_in_reward": "on replayed rows it would take the policy of the past for the current one; use "
     "actor_rollout_ref.actor.use_kl_loss for a KL term",
-    "algorithm.filter_groups.enable": "it drops groups before the replayed trajectory joins them",
     "algorithm.rollout_correction.bypass_mode": "stored log-probs are the training engine's, and importance weights against "
     "the inference engine's would mix the two",
     "critic.enable": "the advantage is group-relative, there is no critic",
@@ -56,6 +55,11 @@ def _rollouts(run: Run) -> Iterator[str]:
             "and log-probs are divided by it; set it above 0 (the paper's is 1.0)."
         )
     yield from (f"{key} must be false: {why}." for key, why in OFF.items() if OmegaConf.select(run.config, key))
+    if run.config.algorithm.filter_groups.enable and _needs_all_groups(run.settings.policy):
+        yield (
+            "algorithm.filter_groups.enable (exgrpo.dynamic_sampling) drops groups whose rewards do not differ before "
+            f"exgrpo.policy={run.settings.policy} sees them, which grades them or takes their places; set it to false."
+        )
     if run.config.data.get("gen_batch_size") != 1:
         yield "data.gen_batch_size must be 1, so that exactly as many questions are fetched as the plan has fresh ones."
     yield from (
@@ -63,9 +67,22 @@ def _rollouts(run: Run) -> Iterator[str]:
     )
 
 
+def _needs_all_groups(policy: str) -> bool:
+    """Whether this policy cannot do with groups that differ alone; false for one that does not exist, of which others tell."""
+    try:
+        return policy_class(policy).needs_all_groups
+    except ValueError:
+        return False
+
+
 def _loss_scale(run: Run) -> Iterator[str]:
     """The sum over a sequence must be divided by a constant: anything else depends on the micro-batch split."""
     actor = run.actor
+    if run.settings.loss.denominator == "mixed" and not actor.loss_agg_mode.startswith("seq-"):
+        yield (
+            f"exgrpo.loss.denominator=mixed is a number of sequences; actor_rollout_ref.actor.loss_agg_mode={actor.loss_agg_mode} "
+            "divides by tokens: use a mode that begins with seq-mean."
+        )
     if actor.loss_agg_mode == "seq-mean-token-sum-norm" and actor.loss_scale_factor != run.response_tokens:
         yield (
             f"actor_rollout_ref.actor.loss_scale_factor is {actor.loss_scale_factor} but data.max_response_length is "

@@ -18,6 +18,7 @@ from verl_ext.files import sha256_of
 EXPERIMENT = {
     "policy": (
         *(f"exgrpo.{key}" for key in ("policy", "admit", "rank", "gate", "place", "inject", "rho", "start_threshold")),
+        "exgrpo.dynamic_sampling",
         *(f"exgrpo.{node}." for node in ("question", "bookkeeping", "mask", "refill", "options")),
     ),
     "loss": (

@@ -142,6 +142,9 @@ class LossConfig:
     `importance: past` divides by the stored pi_past; `old` by pi_old (Table 6: no IS correction).
     `fresh_clip: always` clips fresh tokens (Eq. 4); `never` does not (Table 4, App. D.1 and D.4); `before_replay` stops once
     replay is on (released code).
+    `denominator: all` divides by the number of all sequences of a step's update, those without a gradient included; `mixed`
+    leaves groups whose rewards do not differ out of that number, and out of the entropy and KL terms, to which alone they
+    would add: as if they had not been sampled.
     `scale: dr_grpo` divides the sum over a sequence's tokens by a constant length and by the number of sequences. `released`
     is the released code's: the policy term is not divided by the number of sequences on a rank, and the entropy term is a mean
     over the tokens of a micro-batch, summed over micro-batches (so it depends on how rows are packed).
@@ -151,6 +154,7 @@ class LossConfig:
     beta: float = 0.1
     importance: str = "past"
     fresh_clip: str = "always"
+    denominator: str = "all"
     scale: str = "dr_grpo"
 
     def __post_init__(self) -> None:
@@ -158,7 +162,12 @@ class LossConfig:
         _require(self.beta > 0, f"exgrpo.loss.beta must be positive; got {self.beta}.")
         _one_of("exgrpo.loss.importance", self.importance, ("past", "old"))
         _one_of("exgrpo.loss.fresh_clip", self.fresh_clip, ("always", "before_replay", "never"))
+        _one_of("exgrpo.loss.denominator", self.denominator, ("all", "mixed"))
         _one_of("exgrpo.loss.scale", self.scale, ("dr_grpo", "released"))
+        _require(
+            self.denominator == "all" or self.scale == "dr_grpo",
+            "exgrpo.loss.denominator=mixed is a number of sequences, by which exgrpo.loss.scale=released does not divide.",
+        )
 
 
 @dataclass(frozen=True)
@@ -280,9 +289,10 @@ class ExGRPOConfig:
     a policy by another, by name (core/policies/rules.py) or import path; null is the policy's own.
 
     `inject: false` is a control: the questions of the buffer are drawn as ever, but all K rollouts are fresh and no stored
-    trajectory enters the update. `rho` is the largest share of a step's questions taken from the buffer; `start_threshold`
-    the batch Pass@1 after which replay and collection begin (null: at once); `seed` feeds the one generator behind every
-    draw. On resume, `resume_without_experience` accepts a checkpoint without experience, `resume_fall_back` a damaged one by
+    trajectory enters the update. `dynamic_sampling` replaces groups whose rewards do not differ by those of further questions
+    until the step is full (DAPO); in a run it is verl's `algorithm.filter_groups` that does. `rho` is the largest share of a
+    step's questions taken from the buffer; `start_threshold` the batch Pass@1 after which replay and collection begin (null: at
+    once); `seed` feeds the one generator behind every draw. On resume, `resume_without_experience` accepts a checkpoint without experience, `resume_fall_back` a damaged one by
     going back to the newest intact one, and `resume_allow` names what may have changed.
     """
 
@@ -292,6 +302,7 @@ class ExGRPOConfig:
     gate: str | None = None
     place: str | None = None
     inject: bool = True
+    dynamic_sampling: bool = False
     seed: int = 0
     rho: float = 0.5
     start_threshold: float | None = 0.35

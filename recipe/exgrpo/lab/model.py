@@ -42,7 +42,7 @@ class Block(nn.Module):
         self.up, self.down = nn.Linear(shape.width, 4 * shape.width), nn.Linear(4 * shape.width, shape.width)
 
     def forward(self, x: torch.Tensor, allowed: torch.Tensor, cache: torch.Tensor | None, start: int) -> torch.Tensor:
-        """x [n, T, width]; allowed bool [n, 1, T, S]; cache [2, n, heads, columns, size] is written from `start` on."""
+        """x [n, T, width]; allowed float [n, 1, T, S], 0 or -inf; cache [2, n, heads, columns, size], written from `start`."""
         q, k, v = self.qkv(self.norm_a(x)).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
         if cache is not None:
             stop = start + x.shape[1]
@@ -79,8 +79,11 @@ class TinyTransformer(nn.Module):
             cache: from `new_cache`, filled for all columns before `start`; written for these.
         """
         length = ids.shape[1]
-        causal = torch.ones(length, start + length, dtype=torch.bool).tril(start)
-        allowed = (real[:, None, :] & causal).unsqueeze(1)
+        seen = real[:, None, :]
+        if length > 1:  # a single column sees all before it
+            seen = seen & torch.ones(length, start + length, dtype=torch.bool).tril(start)
+        # Made once for all layers: attention would make it of a boolean mask in each.
+        allowed = torch.zeros(()).masked_fill(~seen, -torch.inf).unsqueeze(1)
         x = self.tokens(ids) + self.positions.weight[start : start + length]
         for i, block in enumerate(self.blocks):
             x = block(x, allowed, None if cache is None else cache[i], start)
@@ -123,7 +126,7 @@ def response_scores(
     return log_p.gather(-1, responses.unsqueeze(-1)).squeeze(-1), -(log_p.exp() * log_p).sum(-1)
 
 
-@torch.no_grad()
+@torch.inference_mode()
 def sample(
     model: TinyTransformer, prompts: torch.Tensor, counts: Sequence[int], generator: torch.Generator
 ) -> list[list[int]]:
@@ -136,7 +139,8 @@ def sample(
     cache = model.new_cache(len(prompts))
     hidden = model(prompts, prompts != PAD, cache)[:, -1:].repeat_interleave(repeats, 0)
     cache = cache.repeat_interleave(repeats, 2)
-    real = (prompts != PAD).repeat_interleave(repeats, 0)
+    real = torch.ones(len(hidden), first + model.shape.response, dtype=torch.bool)
+    real[:, :first] = (prompts != PAD).repeat_interleave(repeats, 0)
     out = torch.full((len(real), model.shape.response), PAD)
     rows, done = torch.arange(len(real)), torch.zeros(len(real), dtype=torch.bool)
     for column in range(first, first + model.shape.response):
@@ -146,9 +150,17 @@ def sample(
         done = done | (token == EOS)
         if 8 * int(done.sum()) > len(done):
             kept = (~done).nonzero().squeeze(1)
-            rows, done, token, real, cache = rows[kept], done[kept], token[kept], real[kept], cache[:, :, kept]
+            rows, done, token, real = rows[kept], done[kept], token[kept], real[kept]
+            cache = compacted(cache, kept, column)
         if not len(rows):
             break
-        real = torch.cat([real, torch.ones(len(real), 1, dtype=torch.bool)], 1)
-        hidden = model(token.unsqueeze(1), real, cache, column)
+        hidden = model(token.unsqueeze(1), real[:, : column + 1], cache, column)
     return [row[: row.index(EOS) + 1] if EOS in row else row for row in out.tolist()]
+
+
+def compacted(cache: torch.Tensor, kept: torch.Tensor, columns: int) -> torch.Tensor:
+    """The cache of the rows `kept`, int64 [m]; only its first `columns` are filled, and only they are copied."""
+    layers, sides, _, *rest = cache.shape
+    smaller = cache.new_empty(layers, sides, len(kept), *rest)
+    smaller[..., :columns, :] = cache[..., :columns, :].index_select(2, kept)
+    return smaller

@@ -37,6 +37,7 @@ LAB_ONLY: dict[str, dict[str, Any]] = {
     "refill_uniform": {**REFILL, "refill": {"power": 0.0}},
     # without replay
     "dynamic_sampling": {"policy": "on_policy", "dynamic_sampling": True},
+    "zero_variance_out": {"policy": "on_policy", "loss": {"denominator": "mixed"}},
 }
 SELECTION = (
     "no_question_selection",
@@ -58,6 +59,7 @@ METHODS = (
     "luffy",
     "rlep",
     "dynamic_sampling",
+    "zero_variance_out",
 )  # other papers' (docs/methods.md)
 REFERENCE = "on_policy"
 # Every variant, in the order of tables.

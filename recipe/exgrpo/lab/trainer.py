@@ -16,7 +16,7 @@ from recipe.exgrpo.core.buffer import Response, Trajectory
 from recipe.exgrpo.core.config import ExGRPOConfig, LossConfig
 from recipe.exgrpo.core.loss import ClipRange
 from recipe.exgrpo.core.policies import make_policy
-from recipe.exgrpo.core.policies.policy import Arrangement, Group, Member, Placed, Slot, Tools
+from recipe.exgrpo.core.policies.policy import Arrangement, Group, Member, Placed, Slot, Tools, without_signal
 from recipe.exgrpo.core.selection import Scores, headroom, token_means
 from recipe.exgrpo.lab import teacher
 from recipe.exgrpo.lab.families import Family
@@ -64,11 +64,15 @@ class LabSettings:
 
 @dataclass(frozen=True)
 class Batch:
-    """Rows of a step's update: those of its groups, of which `out` are out of it, and those on top."""
+    """Rows of a step's update: those of its groups, of which `out` are out of it, and those on top.
+
+    `uncounted` are out of the denominator as well.
+    """
 
     rows: list[Row]
     extra: list[Row]
-    out: int
+    out: int = 0
+    uncounted: int = 0
 
 
 @dataclass
@@ -119,8 +123,7 @@ class Lab:
     def step(self, step: int) -> dict[str, float]:
         """Train one step; returns its metrics."""
         begun, policy = time.process_time(), self.policy
-        slots = policy.plan(self.settings.questions, self.stream)
-        rows = self.roll_out(slots)
+        slots, rows, sampling = self.sample(policy.plan(self.settings.questions, self.stream))
         groups = [group_of(slot, members) for slot, members in zip(slots, rows, strict=True)]
         pass_rate = float(np.mean([reward for group in groups for reward in group.fresh_rewards]))
         own = list(map(list, rows))  # stored ones may take their places in `rows`
@@ -130,7 +133,9 @@ class Lab:
             rows[i] += [self.joined_row(trajectory) for trajectory in trajectories]
         self.write_behaviour([row for members in rows for row in members])
         write_advantages(rows)
-        batch = arranged(policy.arrange(groups, tools, step), rows)
+        arrangement = policy.arrange(groups, tools, step)
+        silent = without_signal(groups, arrangement) if self.loss.denominator == "mixed" else ()
+        batch = arranged(arrangement, rows, silent)
         metrics = self.update(batch)
         policy.finish(groups, tools, step, pass_rate)
         self.costs.seconds += time.process_time() - begun
@@ -138,6 +143,8 @@ class Lab:
         return (
             {"batch/pass_rate": pass_rate, "batch/rows_out_of_update": float(batch.out)}
             | {"batch/rows_updated": float(len(batch.rows) + len(batch.extra) - batch.out)}
+            | {"batch/rows_out_of_denominator": float(batch.uncounted)}
+            | sampling
             | metrics
             | {f"experience/{name}": float(value) for name, value in experience.items()}
         )
@@ -152,6 +159,38 @@ class Lab:
     def loss(self) -> LossConfig:
         """The policy's, or for a policy without one the clipped loss that verl has."""
         return LossConfig() if self.policy.loss is None else self.policy.loss
+
+    def sample(self, slots: Sequence[Slot]) -> tuple[list[Slot], list[list[Row]], dict[str, float]]:
+        """Slots of the step with their rollouts, and what it took to get them; `slots` themselves without dynamic sampling."""
+        asked, pairs = list(slots), list(zip(slots, self.roll_out(slots), strict=True))
+        if self.config.dynamic_sampling:
+            pairs = self._until_full(pairs, asked)
+        taken = {
+            "batch/generated_rollouts": float(sum(slot.rollouts for slot in asked)),
+            "batch/discarded_groups": float(len(asked) - len(pairs)),
+        }
+        return [slot for slot, _ in pairs], [rows for _, rows in pairs], taken
+
+    def _until_full(self, pairs: list[tuple[Slot, list[Row]]], asked: list[Slot]) -> list[tuple[Slot, list[Row]]]:
+        """The first groups whose rewards differ, as many as a step has; `asked` grows by the questions that are drawn for it.
+
+        As verl's V1 sampler: for each group without variance two more are asked for, never more than a batch at a time, and
+        surplus is dropped. Once all questions were drawn, the first groups without variance fill up the step.
+        """
+        size, credit, most = len(pairs), 0, len(pairs) + len(self.stream)
+        kept: list[tuple[Slot, list[Row]]] = []
+        flat: list[tuple[Slot, list[Row]]] = []
+        while True:
+            differ = [len({row.reward for row in rows}) > 1 for _, rows in pairs]
+            kept += [pair for pair, varied in zip(pairs, differ, strict=True) if varied]
+            flat += [pair for pair, varied in zip(pairs, differ, strict=True) if not varied]
+            if len(kept) >= size or len(asked) >= most:
+                return [*kept, *flat][:size]
+            credit += 2 * differ.count(False)
+            more = [self.policy.draw(self.stream) for _ in range(min(credit, size))]
+            credit -= len(more)
+            asked += more
+            pairs = list(zip(more, self.roll_out(more), strict=True))
 
     def roll_out(self, slots: Sequence[Slot]) -> list[list[Row]]:
         """Fresh rollouts of every slot, graded, one group a slot."""
@@ -206,7 +245,8 @@ class Lab:
         """
         settings, parts = self.settings, self.settings.mini_batches
         asked = settings.questions * settings.group_size
-        size, sequences = asked // parts, (asked + len(batch.extra)) / parts
+        counted = asked if self.loss.denominator == "all" else max(1, len(batch.rows) - batch.uncounted)
+        size, sequences = asked // parts, (counted + len(batch.extra)) / parts
         stretches = [[*batch.rows[i * size : (i + 1) * size], *batch.extra[i::parts]] for i in range(parts)]
         found = [self._mini_batch(rows, sequences) for rows in stretches]
         self._count_updated([*batch.rows, *batch.extra])
@@ -283,19 +323,23 @@ def response_of(row: Row) -> Response:
     return Response(row.response, row.behaviour, prompt_ids=row.prompt)
 
 
-def arranged(arrangement: Arrangement, groups: list[list[Row]]) -> Batch:
-    """The update: rows of `groups` in order, stored ones in freed places and on top, out of it or with other advantages."""
+def arranged(arrangement: Arrangement, groups: list[list[Row]], silent: Sequence[Member] = ()) -> Batch:
+    """The update: rows of `groups` in order, stored ones in freed places and on top, out of it or with other advantages.
+
+    Members `silent` leave it and its denominator, unless a stored row stands there.
+    """
     arrangement.check(sum(map(len, groups)))
     for (i, j), placed in zip(arrangement.leave, arrangement.place, strict=False):
         groups[i][j] = stored_row(placed)
-    out: Sequence[Member] = arrangement.leave[len(arrangement.place) :]
+    replaced = set(arrangement.leave[: len(arrangement.place)])
+    uncounted = set(silent) - replaced
+    out = uncounted | set(arrangement.leave) - replaced
     for i, j in out:
         groups[i][j].in_update = False
     for (i, j), advantage in arrangement.advantages.items():
         groups[i][j].advantage = advantage
-    return Batch(
-        [row for rows in groups for row in rows], [stored_row(placed) for placed in arrangement.extra], len(out)
-    )
+    rows, extra = [row for members in groups for row in members], [stored_row(placed) for placed in arrangement.extra]
+    return Batch(rows, extra, len(out), len(uncounted))
 
 
 def stored_row(placed: Placed) -> Row:

@@ -7,6 +7,7 @@ from recipe.exgrpo.runs.metrics import QUESTIONS, RunMetrics
 
 STEP_SECONDS = ("perf/time_per_step", "timing_s/step")
 REPLAYED, ROWS = "experience/replayed_questions", "experience/replayed_rows"
+GENERATED = "batch/generated_rollouts"
 LAST = 10  # steps over which the entropy at the end is averaged
 
 Cost = Callable[[RunMetrics], float]
@@ -23,7 +24,13 @@ def replayed_share(run: RunMetrics) -> float:
 
 
 def fresh_rollouts(run: RunMetrics) -> float:
-    """Rollouts sampled for training: K per group, one fewer where a stored trajectory has a planned place."""
+    """Rollouts sampled for training, those of groups that were dropped included.
+
+    In runs that did not log them: K per group, one fewer where a stored trajectory has a planned place.
+    """
+    generated = run.values(GENERATED)
+    if not generated.empty:
+        return generated.sum()
     questions = run.values(QUESTIONS)
     if run.group_size is None or questions.empty:
         return nan
@@ -38,6 +45,7 @@ def step_seconds(run: RunMetrics) -> float:
 COSTS: dict[str, Cost] = {
     "replayed_share": replayed_share,
     "fresh_rollouts": fresh_rollouts,
+    "rows_updated": lambda run: run.values("batch/rows_updated").sum(min_count=1),
     "step_seconds": step_seconds,
     "grad_norm": lambda run: run.values("actor/grad_norm").median(),
     "skipped_updates": lambda run: run.values("actor/skipped_updates").sum(min_count=1),

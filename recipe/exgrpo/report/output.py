@@ -22,6 +22,7 @@ COLUMNS: Columns = {
     "area difference": difference("area_difference"),
     "replayed": number("replayed_share", ".1%"),
     "fresh rollouts": number("fresh_rollouts", ",.0f"),
+    "sequences updated": number("rows_updated", ",.0f"),
     "seconds per step": number("step_seconds", ".2f"),
     "gradient norm": number("grad_norm", ".3f"),
     "skipped updates": number("skipped_updates", ".1f"),

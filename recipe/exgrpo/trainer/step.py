@@ -8,7 +8,7 @@ from transfer_queue import KVBatchMeta
 
 from recipe.exgrpo.core.buffer import Response, Trajectory
 from recipe.exgrpo.core.policies.choices import Choice
-from recipe.exgrpo.core.policies.policy import Arrangement, Group, Member, Slot
+from recipe.exgrpo.core.policies.policy import Arrangement, Group, Member, Slot, without_signal
 from recipe.exgrpo.trainer.extra_rows import Layout, append
 from recipe.exgrpo.trainer.rows import (
     IN_UPDATE,
@@ -42,6 +42,7 @@ class Step:
     replaced: dict[str, dict] = field(default_factory=dict)
     partition_id: str = "train"
     rows_out: int = 0
+    rows_uncounted: int = 0
     extra_rows: int = 0
     updates: int | None = None
     sequences: float | None = None
@@ -76,22 +77,37 @@ class Step:
                 keys.append(key)
         return inject(batch, self.joined, list(self.slots))
 
-    def arrange(self, batch: KVBatchMeta, arrangement: Arrangement, layout: Layout | None = None) -> KVBatchMeta:
+    def arrange(
+        self, batch: KVBatchMeta, arrangement: Arrangement, layout: Layout | None = None, denominator: str = "all"
+    ) -> KVBatchMeta:
         """The batch after `arrangement`: stored rows in freed places and on top, what is out flagged, advantages set aside."""
         layout = Layout() if layout is None else layout
-        arrangement.check(sum(group.size for group in self.groups))
+        arrangement.check(self.rows)
+        rows = len(batch)
         leaving = {self.key(member) for member in arrangement.leave}
         slots = [key for key in batch.keys if key in leaving]
-        self.updates, self.extra_rows = layout.updates, len(arrangement.extra)
-        self.sequences = (len(batch) + self.extra_rows) / layout.updates
         self.placed = [one.trajectory for one in (*arrangement.place, *arrangement.extra)]
         batch, names, self.replaced = exchange(batch, slots, arrangement.place, self.number)
         batch, added = append(batch, arrangement.extra, layout, self.number)
-        put_flag(IN_UPDATE, batch, slots[len(names) :], 0.0)
-        self.rows_out = len(slots) - len(names)
+        silent = self._silent(arrangement) if denominator == "mixed" else set()
+        out = silent | set(slots[len(names) :])
+        put_flag(IN_UPDATE, batch, out, 0.0)
+        self.rows_out, self.rows_uncounted, self.extra_rows = len(out), len(silent), len(added)
+        # Rows that verl padded the batch with count, as in its own loss, but for a denominator of mixed groups alone.
+        counted = (rows if denominator == "all" else max(1, self.rows - len(silent))) + len(added)
+        self.updates, self.sequences = layout.updates, counted / layout.updates
         self.advantages = {self.key(member): value for member, value in arrangement.advantages.items()}
         self.advantages |= dict(zip(names, (one.advantage for one in arrangement.place), strict=True)) | added
         return batch
+
+    def _silent(self, arrangement: Arrangement) -> set[str]:
+        """Rows of groups whose rewards do not differ, but for those with an advantage of their own or replaced."""
+        return {self.key(member) for member in without_signal(self.groups, arrangement)} - set(self.replaced)
+
+    @property
+    def rows(self) -> int:
+        """Rollouts and stored trajectories that joined them."""
+        return sum(map(len, self.keys))
 
     def read(self, members: Sequence[Member]) -> list[Response]:
         """Rollouts of this step with their log-probs of pi_old; TransferQueue no longer has those replaced."""

@@ -111,7 +111,8 @@ class ExGRPOTrainer(PPOTrainerSync):
 
     def _init_dataloader(self) -> None:
         super()._init_dataloader()
-        # Before any device is taken: duplicate or missing ids end the run here.
+        # Before any device is taken: too few questions, duplicate or missing ids end the run here.
+        lifecycle.enough_questions(self.config, len(self.train_dataset))
         self.question_rows = index_questions(self.train_dataset.dataframe["extra_info"])
 
     def _init_resource_pool_mgr(self) -> None:
@@ -138,7 +139,10 @@ class ExGRPOTrainer(PPOTrainerSync):
 
     def _next_train_batch(self, num_prompts: int | None = None) -> TensorDict:
         """The rows of the policy's plan, with their numbers of rollouts."""
-        if num_prompts is not None:  # verl asks for more questions in place of failed groups
+        if (
+            num_prompts is not None
+        ):  # verl asks for more questions in place of failed groups, or of those without variance
+            self._check_generated(num_prompts)
             return super()._next_train_batch(num_prompts)
         self.current = Step(number=self.global_steps)
         self.cursor = Cursor(super()._fetch_one_gen_batch, self.train_dataset, self.question_rows)
@@ -147,6 +151,15 @@ class ExGRPOTrainer(PPOTrainerSync):
         tu.assign_non_tensor_data(batch, "global_steps", self.global_steps)
         tu.assign_non_tensor_stack(batch, "__rollout_n__", [slot.rollouts for slot in self.current.slots.values()])
         return batch
+
+    def _check_generated(self, more: int) -> None:
+        """RuntimeError beyond `algorithm.filter_groups.max_num_gen_batches` (0: no bound), which verl's V1 does not look at."""
+        bound, size = self.config.algorithm.filter_groups.max_num_gen_batches, self.config.data.train_batch_size
+        if 0 < bound * size < len(self.current.slots) + more:
+            raise RuntimeError(
+                f"{bound} batches of questions were generated in step {self.global_steps}, and too few groups have rewards that "
+                "differ: raise algorithm.filter_groups.max_num_gen_batches (0: no bound), or train on other questions."
+            )
 
     def _row(self, slot: Slot) -> TensorDict:
         """The dataset's row for `slot`, which is noted under the row's uid."""
@@ -226,7 +239,7 @@ class ExGRPOTrainer(PPOTrainerSync):
         with marked_timer("experience", self.timing_raw):
             arrangement = self.policy.arrange(step.groups, self._tools, self.global_steps)
             ranks = self._data_parallel_size() if arrangement.extra else 1
-            return step.arrange(batch, arrangement, self._layout(len(batch), ranks))
+            return step.arrange(batch, arrangement, self._layout(len(batch), ranks), loss.denominator)
 
     def _layout(self, rows: int, ranks: int = 1) -> Layout:
         """How verl cuts a batch of `rows` over `ranks`, before extra ones come on top."""
@@ -280,7 +293,10 @@ class ExGRPOTrainer(PPOTrainerSync):
         threshold = self.settings.bookkeeping.success_threshold
         metrics = batch_metrics(step.groups, threshold) | reward_metrics(step.infos)
         metrics["batch/rows_out_of_update"] = float(step.rows_out)
-        metrics["batch/rows_updated"] = float(sum(map(len, step.keys)) - step.rows_out + step.extra_rows)
+        metrics["batch/rows_out_of_denominator"] = float(step.rows_uncounted)
+        metrics["batch/rows_updated"] = float(step.rows - step.rows_out + step.extra_rows)
+        metrics["batch/generated_rollouts"] = float(sum(slot.rollouts for slot in step.slots.values()))
+        metrics["batch/discarded_groups"] = float(len(step.slots) - len(step.groups))
         experience = self.policy.metrics(self.global_steps) | {
             "skipped_draws": self.cursor.skipped,
             "scoring_waste": step.scoring_waste,

@@ -11,7 +11,7 @@ from steps import K, Lent, Loader, fresh, make, past, rewards
 from recipe.exgrpo.core.config import ExGRPOConfig
 from recipe.exgrpo.core.policies import POLICIES, Policy, make_policy, policy_class
 from recipe.exgrpo.core.policies.metrics import METRICS
-from recipe.exgrpo.core.policies.policy import Arrangement, Group, Placed, Slot
+from recipe.exgrpo.core.policies.policy import Arrangement, Group, Placed, Slot, without_signal
 
 
 @dataclass(frozen=True)
@@ -183,3 +183,37 @@ def test_options_that_do_not_fit_are_refused_by_key(options, words):
 def test_options_are_refused_by_policies_that_have_none(name):
     with pytest.raises(ValueError, match=rf"exgrpo\.options is set, and exgrpo\.policy={name} has none"):
         make_policy(ExGRPOConfig.from_mapping({"policy": name, "options": {"depth": 3}}), K)
+
+
+# ---- rows on top, and groups without variance
+
+
+def test_as_many_extra_rows_as_the_batch_has_and_no_more():
+    wish = Arrangement(extra=[Placed(past(), 0.5)] * 3)
+    wish.check(3)
+    with pytest.raises(ValueError, match="3 extra rows on top of a batch of 2"):
+        wish.check(2)
+
+
+def test_a_group_without_variance_is_one_whose_members_all_got_the_same():
+    """Stored members count, a group of one has no variance, and an advantage from the policy is a signal."""
+    groups = [Group("a", [1.0, 1.0]), Group("b", [0.0, 0.0], [past()]), Group("c", [0.5]), Group("d", [0.0, 1.0])]
+    assert without_signal(groups, Arrangement()) == [(0, 0), (0, 1), (2, 0)]
+    assert without_signal(groups, Arrangement(advantages={(0, 1): 0.25})) == [(0, 0), (2, 0)]
+
+
+@pytest.mark.parametrize("name", ["exgrpo", "refill"])
+def test_dynamic_sampling_is_refused_where_groups_without_variance_are_needed(name):
+    with pytest.raises(ValueError, match=rf"exgrpo\.dynamic_sampling=true .*exgrpo\.policy={name}"):
+        make(name, dynamic_sampling=True)
+
+
+@pytest.mark.parametrize("name", ["on_policy", "masked"])
+def test_dynamic_sampling_works_with_policies_that_keep_nothing(name):
+    assert make(name, dynamic_sampling=True).config.dynamic_sampling
+
+
+def test_the_baseline_has_a_loss_of_its_own_for_another_denominator():
+    """That of verl divides by all sequences; what else the loss is stays verl's: fresh tokens clipped."""
+    loss = make("on_policy", loss={"denominator": "mixed", "fresh_clip": "never"}).loss
+    assert (loss.denominator, loss.fresh_clip) == ("mixed", "always")

@@ -106,6 +106,17 @@ class Arrangement:
             )
 
 
+def without_signal(groups: Sequence[Group], arrangement: Arrangement) -> list[Member]:
+    """Members of groups whose rewards do not differ, but for those to which the policy gives an advantage of its own."""
+    return [
+        (i, j)
+        for i, group in enumerate(groups)
+        if max(group.rewards) == min(group.rewards)
+        for j in range(group.size)
+        if (i, j) not in arrangement.advantages
+    ]
+
+
 class Policy:
     """The matched on-policy baseline (Dr.GRPO), and what other policies inherit: K fresh rollouts of the next questions.
 
@@ -114,6 +125,7 @@ class Policy:
     """
 
     Options: ClassVar[type | None] = None
+    needs_all_groups: ClassVar[bool] = False  # whether groups without variance must reach it: no dynamic sampling then
     plans_questions: ClassVar[bool] = False  # whether stored questions are drawn: `exgrpo.inject: false` needs that
 
     def __init__(self, config: ExGRPOConfig, group_size: int, options: Any = None) -> None:
@@ -121,13 +133,20 @@ class Policy:
             raise ValueError(f"actor_rollout_ref.rollout.n must be at least 2 for a group advantage; got {group_size}.")
         if not config.inject and not self.plans_questions:
             raise ValueError(f"exgrpo.inject=false is a control of stored questions; exgrpo.policy={config.policy}.")
+        if config.dynamic_sampling and self.needs_all_groups:
+            raise ValueError(
+                f"exgrpo.dynamic_sampling=true drops groups whose rewards do not differ, and exgrpo.policy={config.policy} "
+                "grades them or takes their places."
+            )
         self.config, self.group_size, self.options = config, group_size, options
         self.rng = np.random.default_rng(config.seed)
         self.store: ExperienceBuffer | None = None
 
     @property
     def loss(self) -> LossConfig | None:
-        return None
+        denominator = self.config.loss.denominator
+        # verl's own divides by all sequences.
+        return None if denominator == "all" else LossConfig(denominator=denominator)
 
     @property
     def active(self) -> bool:

@@ -32,6 +32,7 @@ class Replay(Policy):
         "gate": "always",
         "place": "zero_variance",
     }
+    needs_all_groups = True
     store: ExperienceBuffer
 
     def __init__(self, config: ExGRPOConfig, group_size: int, options: Any = None) -> None:
