@@ -26,6 +26,7 @@ _SUPERSCRIPTS = dict(zip("⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻⁽⁾ⁿⁱ", "01234
 _SUBSCRIPTS = dict(zip("₀₁₂₃₄₅₆₇₈₉₊₋₍₎ₙᵢ", "0123456789+-()ni", strict=True))
 _RAISED = re.compile(f"[{''.join(_SUPERSCRIPTS)}]+")
 _LOWERED = re.compile(f"[{''.join(_SUBSCRIPTS)}]+")
+_OVERLINED = re.compile("(?:\\d[\u0304\u0305])+")  # 0.3̅
 _COMPATIBLE = ((0xFF01, 0xFF5E), (0x1D400, 0x1D7FF))  # full-width ASCII, mathematical letters and digits
 
 
@@ -58,6 +59,7 @@ def to_latex(text: str) -> str:
     if text.isascii():
         return text
     text = _RAISED.sub(lambda m: "^{" + "".join(_SUPERSCRIPTS[c] for c in m[0]) + "}", text)
+    text = _OVERLINED.sub(lambda m: f"\\overline{{{m[0][::2]}}}", text)
     text = _LOWERED.sub(lambda m: "_{" + "".join(_SUBSCRIPTS[c] for c in m[0]) + "}", text)
     return "".join(map(_translated, text))
 

@@ -17,6 +17,7 @@ LARGEST_EXPONENT = 400
 
 _THOUSANDS = re.compile(r"(?<![\d.,])([1-9]\d{0,2})((?:,\d{3})+)(?!,?\d)")
 _SPACED = re.compile(r"(?<![\d.,] )(?<![\d.,])([1-9]\d{0,2})((?: \d{3})+)(?! ?[\d/])(?!\s*\\frac)")
+_APOSTROPHES = re.compile(r"(?<![\d.,'])([1-9]\d{0,2})((?:'\d{3})+)(?![\d'])")
 _INTEGER = r"(\d+)"
 _BRACED = r"\{\s*([+-]?\s*\d+)\s*\}"
 _FRACTION = re.compile(rf"(?:{_INTEGER}\s*/\s*{_INTEGER}|\\frac\s*{_BRACED}\s*{_BRACED})")
@@ -63,8 +64,9 @@ def numeral(text: str) -> Numeral | None:
 
 
 def join_thousands(text: str) -> str:
-    """`text` with 1,234 and 12 345 as 1234 and 12345. A list without spaces, 100,200, is one number as well."""
+    """`text` with 1,234, 12 345 and 12'345 as numbers of digits alone. A list without spaces, 100,200, is one as well."""
     text = _THOUSANDS.sub(lambda m: m[1] + m[2].replace(",", ""), text)
+    text = _APOSTROPHES.sub(lambda m: m[1] + m[2].replace("'", ""), text)
     return _SPACED.sub(lambda m: m[1] + m[2].replace(" ", ""), text)
 
 

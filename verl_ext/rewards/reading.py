@@ -32,6 +32,10 @@ _NAME = re.compile(
     rf"|\\(?:angle|triangle|overline|vec|dot|hat)\s*(?:\{{[^{{}}]*\}}|[A-Z0-9_{{}} ]+){_SUBSCRIPT}|\|[^|]*\|"
 )
 _TEXT = re.compile(r"\\text\s*\{([^{}]+)\}")
+_CONDITION = re.compile(
+    r"\s*[A-Za-z]\s*(?:\\in\s*\\mathbb\s*\{?R\}?\s*)?(?:\\mid(?![A-Za-z])|[|:])\s*(.*(?:[<>=]|\\(?:le|ge|ne|in)(?![A-Za-z])).*)",
+    re.DOTALL,
+)
 _NUMBERS = re.compile(r"[+-]?[\d./]+(?: [+-]?[\d./]+)+")
 
 
@@ -82,9 +86,14 @@ def _named_alike(items: tuple[Answer, ...]) -> tuple[Answer, ...]:
 def _read_enclosed(text: str) -> Answer | None:
     r"""(1, 2), [1, 2), \{1, 2\}, or what a pair of brackets around one item encloses."""
     found = enclosed(text)
-    if found is None or (found[0] == "{}" and re.search(r"\\mid|[|:]", found[1])):
+    if found is None:
         return None
     brackets, inner = found
+    condition = _CONDITION.fullmatch(inner) if brackets in ("{}", "") else None
+    if condition is not None:
+        return read_item(condition[1])  # {x | x > 2} says x > 2
+    if brackets == "{}" and re.search(r"\\mid|[|:]", inner):
+        return None
     items = _items(inner)
     if len(items) < 2 and brackets != "{}":
         return items[0] if items else None

@@ -16,6 +16,10 @@ _PLAIN = r"(?<![\\A-Za-z])"
 _TOKEN = r"(\d|[A-Za-z]|\\[A-Za-z]+)"
 _GREEK = "alpha beta gamma delta epsilon theta lambda sigma omega phi psi rho tau"
 _FUNCTIONS = "arcsin arccos arctan sinh cosh tanh sin cos tan cot csc log ln exp"
+_STYLES = (
+    "displaystyle|textstyle|limits|nolimits|rm|bf|it"
+    "|tiny|scriptsize|footnotesize|small|normalsize|large|Large|LARGE|huge|Huge"
+)
 _SAME = {
     "leq": "le", "leqslant": "le", "geq": "ge", "geqslant": "ge", "neq": "ne", "varnothing": "emptyset", "rightarrow": "to",
     "longrightarrow": "to", "implies": "Rightarrow", "Longrightarrow": "Rightarrow", "dots": "ldots", "cdots": "ldots",
@@ -31,26 +35,27 @@ def _same(match: re.Match) -> str:
 
 
 _TEX = (
-    (r"^\s*\*\*(.*)\*\*\s*$", r"\1"),  # Markdown's bold
+    (r"^\s*(\*{1,3}|__|`{1,3})(?=[^\s*_`])(.*)(?<=[^\s*_`])\1\s*$", r"\2"),  # Markdown
     (r"(?<!\\)(?:\$|\\[()\[\]])", " "),  # formula delimiters
     (rf"\\(?:left|right|[bB]igg?[lrm]?){_END}\s*\.?", ""),
     (r"\\!\s*", ""),
-    (
-        rf"(?<!\\)(?:\\[,;:> ]|~|\\(?:q?quad|thinspace|enspace|displaystyle|textstyle|limits|nolimits|rm|bf|it){_END})",
-        " ",
-    ),
+    (rf"(?<!\\)(?:\\[,;:> ]|~|\\(?:q?quad|thinspace|enspace|{_STYLES}){_END})", " "),
+    (r"\\(?:(?:text)?color|tag\*?|label)\s*\{[^{}]*\}", " "),
     (r"\\[hv]space\*?\s*\{[^{}]*\}", " "),
     (r"\{\s*,\s*\}", ","),
     (
-        r"\\(?:text(?:bf|it|rm|normal|tt|sf)?|math(?:rm|bf|it|sf|tt)|[mh]box|boldsymbol|bm|emph|underline)\s*\{",
+        r"\\(?:text(?:bf|it|rm|normal|tt|sf)?|math(?:rm|bf|it|sf|tt)|[fmh]box|boldsymbol|bm|emph|underline)\s*\{",
         r"\\text{",
     ),
+    (r"\\text(?=\{[^{}]*\{)", ""),  # around a formula
+    (r"\{\s*(\w+)\s*\\choose\s*(\w+)\s*\}", r"\\binom{\1}{\2}"),
     (rf"\\({'|'.join(_SAME)}){_END}", _same),
     (r"\s*\^\s*\{?\s*((?:\\prime\s*)+)\}?", lambda match: "'" * match[1].count("prime")),
     (r"\^\s*\{?\s*\\circ\s*\}?|\\degree" + _END, r"^{\\circ}"),
 )
 _NOTATION = (
     (r"\*\*", "^"),
+    (r"(?i:\bper cent\b)", "percent"),
     (r"<=", r"\\le "),
     (r">=", r"\\ge "),
     (r"!=|=/=", r"\\ne "),
@@ -74,16 +79,21 @@ _ARGUMENTS = (
     (r"_\s*(\d+)", r"_{\1}"),
 )
 _NUMBERS = (
+    (r"\.(\d*?)(\d)\2{2,}\s*(?:\.{3}|\\ldots(?![A-Za-z]))", r".\1\\overline{\2}"),  # 0.1666...
     (r"\\log\s*_\s*(?:e(?![A-Za-z])|\{\s*e\s*\})", r"\\ln "),
     (r"(?<![\d.])\.(?=\d)", "0."),
     (r"(?<=\d)\.(?=\s*[/)*+,])", ""),  # of -1./3
     (r"\s+", " "),
 )
+_ABOUT = r"(?:approximately|approx\.?|about|roughly|around|equals)"
 _LABEL = r"(?:the )?(?:final |correct )?(?:answer|ans|result|solution)(?: is(?: option)?)?"
 _ENDS = (
     (rf"^(?:\\text\s*\{{{_LABEL}\s*[:=]?\s*\}}|{_LABEL}(?:\s*[:=]| ))\s*(?=[^\s,;.])", ""),
     (r"[\s.,;:]+$", ""),
-    (rf"^(?:\s|[=:]|\\(?:therefore|Rightarrow|approx|sim|to|iff|cong|equiv|colon){_END})+", ""),
+    (rf"^(?:\\text\s*\{{\s*{_ABOUT}\s*\}}|{_ABOUT}{_END})\s*(?=[-+\d\\.])", ""),
+    (r"\s*(?:\(\s*approx(?:\.|imately)?\s*\)|\\text\s*\{[\s(]*approx(?:\.|imately)?[\s)]*\})$", ""),
+    (r"^(''|[\"'])([^'\"]*)\1$", r"\2"),
+    (rf"^(?:\s|[=:]|\\(?:therefore|because|Rightarrow|approx|sim|to|iff|cong|equiv|colon){_END})+", ""),
     (
         r"(?<=\S)[\s,]*(?:\\text\s*\{[\s,]*for (?:all|any|every|each)|(?<!\w)for (?:all|any|every|each)\b|\\forall).*$",
         "",

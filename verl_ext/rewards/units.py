@@ -33,7 +33,7 @@ celsius: °C celsius 1
 fahrenheit: °F fahrenheit 1
 kelvin: kelvin K 1
 percent: % percent percentage pct 1
-: thousand 1000 | million 1000000 | billion 1000000000 | trillion 1000000000000 | dozen 12
+: hundred 100 | thousand 1000 | million 1000000 | billion 1000000000 | trillion 1000000000000 | dozen 12
 newton: newton N 1
 joule: joule J 1 | kilojoule kJ 1000
 watt: watt W 1 | kilowatt kW 1000

@@ -8,6 +8,7 @@ import time
 
 import pytest
 
+from verl_ext.rewards import compute_score
 from verl_ext.rewards.choice import chosen_letter
 from verl_ext.rewards.equality import equal
 from verl_ext.rewards.grade import final_answer
@@ -40,6 +41,11 @@ WRONG = {
         ("x", "|x|"),
         ("1", "(-1)^n"),
         (r"3^{1/100000}", "1"),
+        (r"\frac{1}{3^{99}}", r"\frac{1}{3^{98}}"),
+        (r"1-\frac{1}{365^{30}}", r"1-\frac{1}{365^{31}}"),
+        (r"\frac{99!}{100^{99}}", r"\frac{98!}{100^{98}}"),
+        (r"\ln(1+10^{-30})", "0"),
+        (r"\sqrt{10^{60}+1}", "10^{30}"),
     ],
     "adjacent numbers": [
         ("1 2 3", "6"),
@@ -58,6 +64,12 @@ WRONG = {
         (r"\frac{3}{2}", r"2\,\frac{1}{2}"),
         ("7 8 9", "504"),
         ("2 3^2", "18"),
+        ("4 5", "45"),
+        ("3 1/2", "3/2"),
+        ("3 1/2", "1/6"),
+        ("12 345 6", "123456"),
+        ("1,2 3", "1, 23"),
+        ("2 3 5 7", "210"),
     ],
     "letters as a product": [
         ("DCBA", "ABCD"),
@@ -79,6 +91,12 @@ WRONG = {
         ("Aa", "AA"),
         ("AABB", "AaBb"),
         (r"\text{even}", r"\text{neve}"),
+        ("saw", "was"),
+        ("LRL", "LLR"),
+        (r"\angle BCA", r"\angle ABC"),
+        ("A > C > B", "A > B > C"),
+        (r"A \to C \to B", r"A\to B\to C"),
+        (r"\overrightarrow{BA}", r"\overrightarrow{AB}"),
     ],
     "order or multiplicity": [
         ("(2,1)", "x=1, y=2"),
@@ -101,6 +119,11 @@ WRONG = {
         ("A, A, B", "A, B, B"),
         (r"(-\infty,1)\cup(2,\infty)", r"(-\infty,1]\cup(2,\infty)"),
         (r"\begin{pmatrix} 1 & 2 \end{pmatrix}", r"\begin{pmatrix} 1 \\ 2 \end{pmatrix}"),
+        ("a=1,b=2,c=3", "a=1,b=3,c=2"),
+        ("(1,2),(3,4)", "(1,2,3,4)"),
+        ("(p,q)=(2,3)", "p=3,q=2"),
+        (r"\{1,1,2\}", r"\{1,2,2\}"),
+        ("x = 2, y = 1, z = 3", "(1,2,3)"),
     ],
     "subscript, unit or ratio": [
         ("2516_9", "2516_8"),
@@ -129,6 +152,13 @@ WRONG = {
         (r"60\text{ mph}", r"60\text{ km/h}"),
         ("2", "2k"),
         ("2t", "2"),
+        ("1011_2", "1011_3"),
+        ("6 inches", "2 feet 6 inches"),
+        ("24", "2:3:4"),
+        (r"30\text{ mph}", r"30\text{ m/s}"),
+        (r"7\text{ hundred}", "700000"),
+        ("5 thousand", "5 million"),
+        (r"\log_2 8x", r"\log_3 8x"),
     ],
     "decoration and chains": [
         (r"4 \approx 5", "5"),
@@ -143,6 +173,14 @@ WRONG = {
         (r"\text{not } 5", "5"),
         ("82%", r"28\%"),
         ("2.8%", r"28\%"),
+        (r"\textcolor{blue}{6}", "5"),
+        ("about 5", "6"),
+        ("approximately -5", "5"),
+        (r"\fbox{5}", "15"),
+        ("*5*", "25"),
+        (r"\mathbf{\frac{1}{2}}", r"\frac13"),
+        ("28 per cent", r"29\%"),
+        (r"\tag{5} 6", "5"),
     ],
     "mixed and spaced numbers": [
         ("5/2", "2 1/3"),
@@ -153,6 +191,11 @@ WRONG = {
         ("12,345", "12, 345, 6"),
         ("11 6/5", "71/6"),
         ("1 234 567", "1234"),
+        ("1'234'567", "1234568"),
+        ("1'23", "123"),
+        ("7/2", "3 1/3"),
+        (r"3\tfrac{1}{2}", "3/2"),
+        ("12 345", "12346"),
     ],
     "Unicode": [
         ("90°", "9"),
@@ -167,6 +210,12 @@ WRONG = {
         ("х = б", "5"),
         ("x₁", "x_2"),
         ("2π", r"\pi"),
+        ("0.3̅", "0.3"),
+        ("“5”", "55"),
+        ("3：5", "5:3"),
+        ("x⁻¹", "x"),
+        ("10⁻³", "1000"),
+        ("∛2", r"\sqrt{2}"),
     ],
     "notation": [
         (r"0.\overline{3}", "0.3"),
@@ -183,6 +232,14 @@ WRONG = {
         ("4 or 5", "5"),
         (r"4 \pm 1", "5"),
         ("6.02e22", "6.02e23"),
+        ("0.333...", "0.333"),
+        ("0.1666...", "0.16"),
+        (r"\{x \mid x>2\}", "x<2"),
+        ("{x | x > 2}", r"[2,\infty)"),
+        (r"\{x : x>2\}", r"(-\infty,2)"),
+        (r"{5 \choose 2}", "5"),
+        ("{a:b}", "b"),
+        ("(0.6,2.6668]", r"(\frac35,\frac83]"),
     ],
     "further": [
         ("1 2", "12"),
@@ -301,6 +358,11 @@ RIGHT = {
         ("2\\cdot 3", "6"),
         ("a b c + 1", "1+cba"),
         ("0.333333", r"\frac{1}{3}"),
+        (r"\frac{2}{3^{100}}", r"2 \cdot 3^{-100}"),
+        (r"\frac{1}{2006 \cdot 2005!}", r"\frac{1}{2006!}"),
+        ("2^{-99}", r"\frac{1}{2^{99}}"),
+        ("1-2^{-99}", r"1-\frac{1}{2^{99}}"),
+        ("10^{-30}", "1e-30"),
     ],
     "adjacent numbers": [
         ("1 2 3", "1, 2, 3"),
@@ -310,6 +372,11 @@ RIGHT = {
         (r"\frac{11}{4}", "2 3/4"),
         (r"3\sqrt{2}", r"\sqrt{18}"),
         (r"2 \cdot 3", "6"),
+        ("2 3 5 7", "2, 3, 5, 7"),
+        (r"2 \quad 3", "2, 3"),
+        ("12 345 678", "12345678"),
+        ("7 3/8", "59/8"),
+        ("1 1 1", "1, 1, 1"),
     ],
     "letters": [
         ("ABCD", "ABCD"),
@@ -327,6 +394,11 @@ RIGHT = {
         ("B, A", "A, B"),
         (r"A_1 A_2", "A_{1}A_{2}"),
         (r"\text{right-angled}", "right-angled"),
+        ("saw", r"\text{saw}"),
+        (r"\angle CBA", r"\angle{ABC}"),
+        ("Bob, Ann", "Ann and Bob"),
+        ("A>B>C", "A > B > C"),
+        (r"\text{T, H, T}", "T,H,T"),
     ],
     "order": [
         ("(1,2)", "x=1, y=2"),
@@ -345,6 +417,11 @@ RIGHT = {
         (r"\begin{cases} x=1 \\ y=2 \end{cases}", "(1,2)"),
         (r"1-\sqrt{19}, 1+\sqrt{19}", r"1 \pm \sqrt{19}"),
         ("[1, 2, 3]", "3, 2, 1"),
+        ("c=3, a=1, b=2", "a=1,b=2,c=3"),
+        ("p=3, q=2", "(p,q)=(3,2)"),
+        (r"\{2,1,1\}", r"\{1,2,1\}"),
+        ("(3,4) and (1,2)", "(1,2),(3,4)"),
+        (r"\langle 1,2\rangle", "(1,2)"),
     ],
     "subscript, unit or ratio": [
         ("2516", "2516_8"),
@@ -373,6 +450,11 @@ RIGHT = {
         (r"60\text{ miles per hour}", "60 mph"),
         ("5 feet 3 inches", r"63\text{ inches}"),
         ("x^{\\prime}", "x'"),
+        (r"1011_{\text{two}}", "1011_2"),
+        ("30 inches", "2 feet 6 inches"),
+        ("4:6:8", "2:3:4"),
+        ("7 hundred", "700"),
+        (r"4\text{ minutes}", r"240\text{ s}"),
     ],
     "decoration": [
         (r"\approx 5", "5"),
@@ -397,6 +479,24 @@ RIGHT = {
         ("5 = x", "x = 5"),
         ("**5**", "5"),
         (r"\quad 5 \quad", "5"),
+        (r"\textcolor{blue}{5}", "5"),
+        (r"\color{red}{5}", "5"),
+        (r"\large 5", "5"),
+        (r"\Large{5}", "5"),
+        (r"\fbox{5}", "5"),
+        (r"\because 5", "5"),
+        ("approximately 5", "5"),
+        (r"\text{about } 5", "5"),
+        ("5 (approx.)", "5"),
+        ("`5`", "5"),
+        ("*5*", "5"),
+        ("__5__", "5"),
+        ("28 per cent", r"28\%"),
+        (r"\boldsymbol{\frac{1}{2}}", "1/2"),
+        (r"\mathbf{x^{2}+1}", "x^2+1"),
+        (r"5 \tag{1}", "5"),
+        ("5", r"\textbf{5}"),
+        (r"\text{$\frac{1}{2}$ hours}", "1/2"),
     ],
     "mixed and spaced numbers": [
         ("5/2", "2 1/2"),
@@ -412,6 +512,12 @@ RIGHT = {
         (r"11,\! 111,\! 111,\! 100", "11111111100"),
         ("2 1/2 hours", "150 minutes"),
         (r"(2\frac12, 1)", "(5/2, 1)"),
+        ("1'234'567", "1234567"),
+        ("12 345", "12345"),
+        (r"1\;234\;567", "1234567"),
+        (r"3\tfrac{1}{2}", "3.5"),
+        ("1/2 hour", "30 minutes"),
+        ("100 1/3", "301/3"),
     ],
     "Unicode": [
         ("90°", r"90^\circ"),
@@ -442,6 +548,15 @@ RIGHT = {
         ("\u200b5", "5"),
         ("5\u00a0", "5"),
         ("(−∞, 2)∪(3, ∞)", r"(-\infty, 2) \cup (3, \infty)"),
+        ("0.3̅", "1/3"),
+        ("“5”", "5"),
+        ("｛1，2｝", r"\{1,2\}"),
+        ("【3,5】", "[3,5]"),
+        ("3：5", "3:5"),
+        ("∛2", r"\sqrt[3]{2}"),
+        ("x⁻¹", "1/x"),
+        ("—5", "-5"),
+        ("5。", "5"),
     ],
     "notation": [
         (r"0.\overline{3}", "1/3"),
@@ -475,6 +590,20 @@ RIGHT = {
         (r"\dfrac{1}{2}", r"\frac{1}{2}"),
         (r"\emptyset", r"\varnothing"),
         (r"\{\}", r"\emptyset"),
+        ("0.333...", "1/3"),
+        (r"0.333\ldots", "1/3"),
+        ("0.1666...", "1/6"),
+        (r"0.\overline{142857}", "1/7"),
+        (r"{5 \choose 2}", "10"),
+        ("{x | x > 2}", "x>2"),
+        (r"\{x : x>2\}", r"(2,\infty)"),
+        (r"\{x\mid x>2\}", "x>2"),
+        (r"\{x \in \mathbb{R} \mid x > 2\}", r"(2,\infty)"),
+        ("3*pi/2", r"\frac{3\pi}{2}"),
+        ("2pi/3", r"\frac{2\pi}{3}"),
+        ("(b,a)=(7,3)", "(a,b)=(3,7)"),
+        ("[0.5,0.75)", r"[\frac12,\frac34)"),
+        (r"f(x)=2x \text{ for every } x", "f(x)=2x"),
     ],
     "as models write them": [
         (r"\text{18 dollars}", "18"),
@@ -671,6 +800,20 @@ def test_wrong_answers_are_wrong(answer, gold):
 @pytest.mark.parametrize(("answer", "gold"), rows(RIGHT))
 def test_right_answers_are_right(answer, gold):
     assert equal(read(gold), read(answer))
+
+
+def test_the_whole_reward_says_so_too():
+    """Every row boxed, through prechecks, plain numbers and workers."""
+    tables = ((WRONG, 0.0), (RIGHT, 1.0))
+    rows = [(*pair, value) for table, value in tables for pairs in table.values() for pair in pairs]
+    differing = [row for row in rows if compute_score("math500", f"so \\boxed{{{row[0]}}}.", row[1])["score"] != row[2]]
+    assert differing == []
+
+
+@pytest.mark.parametrize("table", [WRONG, RIGHT])
+def test_no_row_is_there_twice(table):
+    pairs = [pair for rows_of_kind in table.values() for pair in rows_of_kind]
+    assert len(pairs) == len(set(pairs))
 
 
 PIECES = (
