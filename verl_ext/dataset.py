@@ -1,17 +1,15 @@
-"""Questions as parquet in verl's schema: their columns, their stable ids, and the files that a run names."""
+"""Questions in verl's schema: their rows, their stable ids, and the files that a run names."""
 
 import json
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.compute as pc
-import pyarrow.parquet as pq
 from omegaconf import DictConfig
 
-REQUIRED_COLUMNS = ("data_source", "prompt", "reward_model", "extra_info")
+from verl_ext.data_files import open_file
+from verl_ext.data_problems import file_problems
+
 SPLITS = ("train_files", "val_files")
 
 
@@ -64,13 +62,11 @@ def verl_row(
 
 
 def read_rows(file: Path) -> list[dict[str, Any]]:
-    """All rows of a parquet file. Raises ValueError naming the file and the first thing that is not verl's schema."""
-    for problem in schema_problems(read_schema(file)):
+    """All rows of a data file. Raises ValueError naming the file and the first thing that is not verl's schema."""
+    found = open_file(file)
+    for problem in file_problems(found):
         raise ValueError(f"{file}: not in verl's schema: {problem}")
-    for problem in missing_values(file):
-        raise ValueError(f"{file}: not in verl's schema: {problem}")
-    with _parquet_errors(file):
-        return pq.read_table(file).to_pylist()
+    return [row for batch in found.batches(None) for row in batch.to_pylist()]
 
 
 def rows_by_question(files: Iterable[Path]) -> dict[str, dict[str, Any]]:
@@ -83,44 +79,6 @@ def rows_by_question(files: Iterable[Path]) -> dict[str, dict[str, Any]]:
             except ValueError as problem:
                 raise ValueError(f"{file}: {problem}") from None
     return rows
-
-
-def read_schema(file: str | Path) -> pa.Schema:
-    """The columns of a parquet file. Raises ValueError naming the file."""
-    with _parquet_errors(file):
-        return pq.read_schema(file)
-
-
-def schema_problems(schema: pa.Schema) -> Iterator[str]:
-    """A clause for each column that is missing or of another type; nothing more once one is missing."""
-    missing = [name for name in REQUIRED_COLUMNS if name not in schema.names]
-    if missing:
-        yield f"column {missing[0]!r} is missing; verl's schema has {', '.join(REQUIRED_COLUMNS)}"
-        return
-    yield from (f"column {name!r} must be {wanted}; it is {schema.field(name).type}" for name, wanted in _wrong(schema))
-
-
-def missing_values(file: str | Path, graded: bool = True) -> Iterator[str]:
-    """A clause for the first row without prompt, data source or, where rules grade (`graded`), gold answer.
-
-    Raises ValueError naming the file if it cannot be read.
-    """
-    rows, needed = 0, {"prompt": _no_prompt, "data_source": lambda batch: pc.is_null(batch.column("data_source"))}
-    if graded:
-        needed["reward_model.ground_truth"] = _no_gold
-    with _parquet_errors(file):
-        for batch in pq.ParquetFile(file).iter_batches(columns=list(REQUIRED_COLUMNS)):
-            for name, mask in list(needed.items()):
-                row = pc.index(mask(batch), True).as_py()
-                if row >= 0:
-                    needed.pop(name)  # the first is enough
-                    yield f"row {rows + row} has no {name}"
-            rows += len(batch)
-
-
-def fields_of(kind: pa.DataType) -> set[str]:
-    """Names in a mapping; none for any other type."""
-    return {field.name for field in kind} if pa.types.is_struct(kind) else set()
 
 
 def paths_of(config: DictConfig, split: str) -> list[str]:
@@ -138,47 +96,3 @@ def manifest_of(path: str | Path) -> dict | None:
     except (OSError, ValueError):
         return None
     return found if isinstance(found, dict) else None
-
-
-@contextmanager
-def _parquet_errors(file: str | Path) -> Iterator[None]:
-    try:
-        yield
-    except (OSError, pa.ArrowException) as problem:
-        reason = (str(problem).splitlines() or ["unreadable"])[0]
-        raise ValueError(f"{file}: cannot be read as parquet ({reason})") from None
-
-
-def _wrong(schema: pa.Schema) -> Iterator[tuple[str, str]]:
-    """(column, what it must be)."""
-    if not _is_text(schema.field("data_source").type):
-        yield "data_source", "a string"
-    prompt = schema.field("prompt").type
-    message = prompt.value_type if pa.types.is_list(prompt) or pa.types.is_large_list(prompt) else prompt
-    if (
-        message is prompt
-        or not {"role", "content"} <= fields_of(message)
-        or not _is_text(message.field("content").type)
-    ):
-        yield "prompt", "a list of {role, content} messages"
-    if "ground_truth" not in fields_of(schema.field("reward_model").type):
-        yield "reward_model", "a mapping with ground_truth"
-    if not fields_of(schema.field("extra_info").type):
-        yield "extra_info", "a mapping with question_id or index"
-
-
-def _is_text(kind: pa.DataType) -> bool:
-    return pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_null(kind)
-
-
-def _no_gold(batch: pa.RecordBatch) -> pa.Array:
-    return pc.is_null(pc.struct_field(batch.column("reward_model"), "ground_truth"))
-
-
-def _no_prompt(batch: pa.RecordBatch) -> pa.Array:
-    """True for rows without messages, or with a message without content."""
-    prompts = batch.column("prompt")
-    empty = pc.equal(pc.fill_null(pc.list_value_length(prompts), 0), 0)
-    contents = pc.struct_field(pc.list_flatten(prompts), "content")
-    bare = pc.filter(pc.list_parent_indices(prompts), pc.is_null(contents))
-    return pc.or_(empty, pc.is_in(pa.array(range(len(batch)), bare.type), value_set=bare))

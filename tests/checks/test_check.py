@@ -25,7 +25,8 @@ from recipe.exgrpo.checks.verl import validate
 from recipe.exgrpo.cli.main import main
 from recipe.exgrpo.presets.compose import ROOT, experiment_scripts, script_overrides, verl_config_dir
 from recipe.exgrpo.presets.compose import compose as compose_run
-from verl_ext.dataset import missing_values
+from verl_ext.data_files import open_file
+from verl_ext.data_problems import file_problems
 
 TOY = "data/toy/model"
 
@@ -188,8 +189,15 @@ def test_settings_that_disagree_are_warnings(tiny):
     assert only(shorter).startswith("actor_rollout_ref.rollout.max_model_len (100) is below")
     dtypes = found(tiny("actor_rollout_ref.rollout.dtype=bfloat16"), WARNING)
     assert only(dtypes).startswith("actor_rollout_ref.rollout.dtype is bfloat16")
-    few = found(tiny("data.train_max_samples=4"), WARNING)
-    assert only(few).startswith("data.train_batch_size is 8 but data.train_files have 4 questions")
+
+
+@pytest.mark.parametrize("override", ["data.train_max_samples=4", "data.train_batch_size=24"])
+def test_fewer_questions_than_a_step_takes_are_an_error(tiny, override):
+    """verl's loop divides by its steps per epoch, which would be 0."""
+    text = only(found(tiny(override)))
+    assert text.startswith("data.train_batch_size is ")
+    assert ("but data.train_files have 4 questions to take (data.train_max_samples=4)" in text) == ("max" in override)
+    assert found(tiny("data.train_max_samples=8")) == []
 
 
 def test_a_reward_model_that_would_sleep_is_a_warning():
@@ -297,7 +305,7 @@ def test_columns_that_verl_cannot_read_are_errors(tiny, tmp_path, split, column,
 def test_a_row_is_found_behind_the_first_batch(tmp_path):
     """pyarrow reads 65,536 rows at a time."""
     path = write(tmp_path / "x.parquet", [row(i) for i in range(70_000)] + [row(70_000, prompt=[])])
-    assert list(missing_values(path)) == ["row 70000 has no prompt"]
+    assert list(file_problems(open_file(path))) == ["row 70000 has no prompt"]
 
 
 def test_a_file_whose_values_are_damaged_is_an_error(tiny, tmp_path):
@@ -331,7 +339,7 @@ def test_a_manifest_that_is_none_is_ignored(tiny, tmp_path):
 
 @pytest.mark.parametrize("split", ["train_files", "val_files"])
 def test_rows_that_ask_for_a_tool_agent_are_refused(tiny, tmp_path, split):
-    names = ["single_turn_agent", None, "tool_agent", "tool_agent"]
+    names = ["single_turn_agent", "single_turn_agent", "tool_agent", "tool_agent"]
     path = write(tmp_path / "x.parquet", [row(i, agent_name=name) for i, name in enumerate(names)])
     text = only(found(tiny(f"data.{split}={path}", "data.train_batch_size=4")))
     assert text.startswith(f"data.{split}: ")
@@ -676,10 +684,14 @@ def test_a_run_folder_that_cannot_be_written_is_an_error(tiny, tmp_path):
 
 def test_a_run_refuses_errors_but_not_estimates(seven, good):
     config = seven(*good[1:3], "trainer.n_gpus_per_node=1", "actor_rollout_ref.rollout.tensor_model_parallel_size=1")
-    config.trainer.save_freq = -1
+    config.trainer.save_freq, config.data.train_batch_size, config.actor_rollout_ref.actor.ppo_mini_batch_size = (
+        -1,
+        16,
+        8,
+    )
     assert found(config, IMPOSSIBLE)
     check(config)
-    config.data.train_batch_size = 100
+    config.data.train_batch_size = 12
     with pytest.raises(PreflightError, match=r"data\.train_batch_size"):
         check(config)
 

@@ -27,7 +27,7 @@ def write(path, rows) -> str:
 def files(tmp_path_factory):
     """Overrides for a run on two training files and one for validation."""
     folder = tmp_path_factory.mktemp("data")
-    train = [write(folder / f"train{i}.parquet", [row(3 * i + j) for j in range(3)]) for i in range(2)]
+    train = [write(folder / f"train{i}.parquet", [row(64 * i + j) for j in range(64)]) for i in range(2)]
     # Validation is not replayed: ids may repeat there.
     val = write(folder / "val.parquet", [row(0), row(0)])
     model = "actor_rollout_ref.model.path=Qwen/Qwen2.5-7B-Instruct"

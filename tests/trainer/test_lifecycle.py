@@ -99,6 +99,16 @@ def test_another_error_is_what_it_was_and_leaves_the_folder(tmp_path):
 # ---- data
 
 
+@pytest.mark.parametrize(("questions", "enough"), [(8, True), (9, True), (7, False), (0, False)])
+def test_a_step_needs_its_number_of_questions(questions, enough):
+    config = OmegaConf.create({"data": {"train_batch_size": 8, "max_prompt_length": 48}})
+    if enough:
+        lifecycle.enough_questions(config, questions)
+        return
+    with pytest.raises(lifecycle.DataError, match=rf"data\.train_batch_size is 8 but .* {questions} questions left"):
+        lifecycle.enough_questions(config, questions)
+
+
 def state(tmp_path, content: bytes, rows: int) -> dict:
     (tmp_path / "train.parquet").write_bytes(content)
     return lifecycle.data_state(OmegaConf.create({"data": {"train_files": f"{tmp_path}/train.parquet"}}), rows)

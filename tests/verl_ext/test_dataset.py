@@ -5,16 +5,15 @@ import pyarrow.parquet as pq
 import pytest
 from omegaconf import OmegaConf
 
+from verl_ext.data_files import open_file
+from verl_ext.data_problems import REQUIRED_COLUMNS, file_problems, schema_problems
 from verl_ext.dataset import (
-    REQUIRED_COLUMNS,
     index_questions,
     manifest_of,
-    missing_values,
     paths_of,
     question_id,
     read_rows,
     rows_by_question,
-    schema_problems,
     verl_row,
 )
 
@@ -124,7 +123,7 @@ def test_a_damaged_page_is_no_traceback(tmp_path):
     content[4:2000] = bytes(1996)  # behind the magic number; the footer with the schema is whole
     path.write_bytes(content)
     with pytest.raises(ValueError, match=r"x\.parquet: cannot be read as parquet \("):
-        list(missing_values(path))
+        list(file_problems(open_file(path)))
 
 
 def test_rows_are_found_by_question_across_files(tmp_path):

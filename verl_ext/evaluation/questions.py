@@ -11,6 +11,7 @@ from typing import Any
 
 from verl_ext.dataset import question_id, read_rows
 from verl_ext.evaluation import EvaluationError
+from verl_ext.gold import gold_text
 
 MIX = "validation.parquet"  # what prepare_eval.py writes for validation during training; not a benchmark
 
@@ -123,7 +124,7 @@ def _benchmark(name: str, rows: list[dict], samples: int | None, limit: int | No
         key = question_id(info, default=position)
         seen[key] += 1
         key = key if seen[key] == 1 else f"{key}#{seen[key]}"
-        questions.append(Question(key, tuple(row["prompt"]), str(row["reward_model"]["ground_truth"]), info))
+        questions.append(Question(key, tuple(row["prompt"]), gold_text(row["reward_model"]["ground_truth"]), info))
     if limit is not None and limit < len(questions):
         chosen = random.Random(f"{seed} {name}").sample(range(len(questions)), limit)
         questions = [questions[i] for i in sorted(chosen)]

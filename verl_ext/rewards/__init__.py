@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
+from verl_ext.gold import gold_text
 from verl_ext.rewards.grade import THINK_ENDS, Grade, final_answer, last_boxed, shorten, solution_text
 from verl_ext.rewards.placeholders import is_placeholder
 from verl_ext.rewards.pool import Grader, GradingError, GradingTimeout
@@ -78,7 +79,7 @@ class RewardOptions:
 def compute_score(
     data_source: str,
     solution_str: str,
-    ground_truth: str,
+    ground_truth: Any,
     extra_info: Mapping[str, Any] | None = None,
     **kwargs: Any,
 ) -> dict[str, float | str]:
@@ -87,7 +88,7 @@ def compute_score(
     Args:
         data_source: picks the rule, see rules.py.
         solution_str: the response without special tokens. Untrusted model output.
-        ground_truth: the gold answer.
+        ground_truth: the gold answer: text, a number, or a list of one of these (gold.py); ValueError for anything else.
         extra_info: the sample's `extra_info` column; `think_format` is read, and `truncated`, which manager.py adds for a
             response that was cut off at the length limit.
         kwargs: fields of RewardOptions; anything else raises TypeError.
@@ -104,7 +105,7 @@ def compute_score(
     truncated = bool((extra_info or {}).get("truncated", False))
     text = solution_text(solution_str, think_format, options.think_end)
     rule = find_rule(data_source)
-    grade = Grade(0.0) if text is None else rule(text, str(ground_truth), _grader(options), truncated=truncated)
+    grade = Grade(0.0) if text is None else rule(text, gold_text(ground_truth), _grader(options), truncated=truncated)
     return {
         "score": grade.score,
         "acc": grade.score,

@@ -1,25 +1,20 @@
-"""Checks of the parquet files: schema, question ids, agent names, prompt template."""
+"""Checks of the data files: columns, rows, question ids, agent names, prompt template; and whether they can be joined."""
 
 from collections.abc import Iterator
 from pathlib import Path
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
-from recipe.exgrpo.checks.findings import Finding, error, warning
+from recipe.exgrpo.checks.findings import Finding, error
 from recipe.exgrpo.checks.run import Run
-from verl_ext.dataset import (
-    fields_of,
-    index_questions,
-    manifest_of,
-    missing_values,
-    read_schema,
-    schema_problems,
-)
+from verl_ext.data_files import DataFile, differences, loaded_schema, open_file
+from verl_ext.data_problems import SAMPLES, fields_of, file_problems, verl_problems
+from verl_ext.dataset import index_questions, manifest_of
 
 SWITCHES = {"train_files": "TRAIN", "val_files": "VAL"}  # the launcher's
 RULES = "pkg://verl_ext.rewards"
 MEDIA_KEYS = ("image_key", "video_key", "audio_key")
+AGENT = "agent_name"
 SINGLE_TURN_AGENTS = ("single_turn_agent", "seeded_single_turn")
 
 
@@ -33,18 +28,23 @@ def data_findings(run: Run) -> Iterator[Finding]:
 
 def column(path: str, name: str) -> Iterator:
     """Values of one column, read in batches."""
-    for batch in pq.ParquetFile(path).iter_batches(columns=[name]):
+    for batch in open_file(path).batches([name]):
         yield from batch.column(0).to_pylist()
 
 
 def _split_findings(run: Run, split: str) -> Iterator[Finding]:
     if not run.files[split]:
         yield error(f"data.{split} is not set; name at least one parquet file.")
+    schemas = []
     for path in run.files[split]:
         try:
-            yield from _file_findings(run, split, path)
+            found = list(_file_findings(run, split, path))
         except ValueError as problem:
-            yield error(f"data.{split}: {problem}.")
+            found = [error(f"data.{split}: {problem}.")]
+        yield from found
+        if not found:
+            schemas.append((path, open_file(path).schema))
+    yield from (error(f"data.{split}: {text}.") for text in _joining_problems(schemas))
 
 
 def _file_findings(run: Run, split: str, path: str) -> Iterator[Finding]:
@@ -53,33 +53,44 @@ def _file_findings(run: Run, split: str, path: str) -> Iterator[Finding]:
     if not Path(path).is_file():
         yield error(f"{key}: there is no file {path}; set {SWITCHES[split]} or {key} to one{_how_to_make(run)}.")
         return
-    schema = read_schema(path)
-    problems = list(_schema_problems(run, schema))
-    if not problems:
-        problems = list(_row_problems(path, graded=run.config.reward.custom_reward_function.path == RULES))
-    yield from (error(f"{key}: {path}: {text}") for text in problems)
-    if "agent_name" in schema.names:
+    file = open_file(path)
+    yield from (error(f"{key}: {path}: {text}.") for text in _file_problems(run, split, file))
+    if AGENT in file.schema.names:
         yield from _agent_findings(key, path)
     yield from _template_findings(run, key, path)
 
 
-def _schema_problems(run: Run, schema: pa.Schema) -> Iterator[str]:
-    """One sentence for each column that is missing, of another type, or not supported."""
-    wrong = list(schema_problems(schema))
-    yield from (f"{text}." for text in wrong)
+def _file_problems(run: Run, split: str, file: DataFile) -> Iterator[str]:
+    """One clause for each column, or else for the first row of each kind, that a run cannot work with."""
+    problems = list(_our_problems(run, split, file.schema))
+    problems += file_problems(file, graded=run.config.reward.custom_reward_function.path == RULES)
+    for text in problems or verl_problems(file):
+        yield f"{text}; remove it or make the file again (data/prepare_train.py)" if text.startswith("row ") else text
+    if not file.rows:
+        yield "there are no rows; make the file again (data/prepare_train.py)"
+
+
+def _our_problems(run: Run, split: str, schema: pa.Schema) -> Iterator[str]:
+    """Columns that verl would take for what ExGRPO does not do."""
     for name in filter(None, (run.config.data.get(key) for key in MEDIA_KEYS)):
         if name in schema.names:
-            yield f"column {name!r} holds multimodal data; ExGRPO replays single-turn text only."
-    if not wrong and "tools_kwargs" in fields_of(schema.field("extra_info").type):
-        yield "extra_info.tools_kwargs asks for tools; ExGRPO replays single-turn text only."
+            yield f"column {name!r} holds multimodal data; ExGRPO replays single-turn text only"
+    if split == "train_files" and SAMPLES in schema.names:
+        yield f"column {SAMPLES!r} is for validation; in training actor_rollout_ref.rollout.n and the plan say how many"
+    info = schema.field("extra_info").type if schema.names.count("extra_info") == 1 else pa.null()
+    if "tools_kwargs" in fields_of(info):
+        yield "extra_info.tools_kwargs asks for tools; ExGRPO replays single-turn text only"
 
 
-def _row_problems(path: str, graded: bool) -> Iterator[str]:
-    """One sentence for the first row without each value that is needed, or when there are no rows."""
-    for text in missing_values(path, graded):
-        yield f"{text}; remove it or make the file again (data/prepare_train.py)."
-    if not pq.ParquetFile(path).metadata.num_rows:
-        yield "there are no rows; make the file again (data/prepare_train.py)."
+def _joining_problems(schemas: list[tuple[str, pa.Schema]]) -> Iterator[str]:
+    """Clauses about files that are sound one by one: rows of a file without a column have nothing there."""
+    loaded = [(path, loaded_schema(schema)[0]) for path, schema in schemas]
+    for text in differences(loaded):
+        yield f"{text}: verl's loader cannot join them, make them of one type"
+    for name in (SAMPLES, AGENT):
+        files = {has: [path for path, schema in loaded if (name in schema.names) == has] for has in (True, False)}
+        if all(files.values()):
+            yield f"column {name!r} is in {files[True][0]} and not in {files[False][0]}: write it into all, or drop it"
 
 
 def _how_to_make(run: Run) -> str:
@@ -88,10 +99,10 @@ def _how_to_make(run: Run) -> str:
 
 def _agent_findings(key: str, path: str) -> Iterator[Finding]:
     """verl lets a row choose its agent loop; one with tools or several turns cannot be replayed."""
-    for row, name in enumerate(column(path, "agent_name")):
-        if name is not None and name not in SINGLE_TURN_AGENTS:
+    for row, name in enumerate(column(path, AGENT)):
+        if name not in SINGLE_TURN_AGENTS:
             yield error(
-                f"{key}: {path}: row {row} has agent_name {name!r}; ExGRPO replays single-turn text only, drop the column "
+                f"{key}: {path}: row {row} has {AGENT} {name!r}; ExGRPO replays single-turn text only, drop the column "
                 f"or write {SINGLE_TURN_AGENTS[0]!r}."
             )
             return
@@ -116,7 +127,8 @@ def _question_findings(run: Run) -> Iterator[Finding]:
     limit = run.config.data.get("train_max_samples", -1)
     questions = min(questions, limit) if limit and limit > 0 else questions
     if questions < run.questions:
-        yield warning(
-            f"data.train_batch_size is {run.questions} but data.train_files have {questions} questions; "
-            "a question takes part once per step, so that steps will be smaller."
+        yield error(
+            f"data.train_batch_size is {run.questions} but data.train_files have {questions} questions to take"
+            f"{f' (data.train_max_samples={limit})' if questions == limit else ''}; a question takes part once per step: "
+            "lower data.train_batch_size and actor_rollout_ref.actor.ppo_mini_batch_size, or add questions."
         )

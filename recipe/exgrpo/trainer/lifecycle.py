@@ -27,7 +27,20 @@ class SaveError(RuntimeError):
     """A checkpoint was not saved; the message says where and what is missing."""
 
 
+class DataError(ValueError):
+    """The training data do not do for this run; the message names the key."""
+
+
 # ---- the training data that a run goes on with
+
+
+def enough_questions(config: DictConfig, questions: int) -> None:
+    """Raise DataError when fewer `questions` are left than a step takes: verl would divide by its steps per epoch, 0."""
+    if questions < config.data.train_batch_size:
+        raise DataError(
+            f"data.train_batch_size is {config.data.train_batch_size} but data.train_files have {questions} questions left "
+            f"(prompts over data.max_prompt_length={config.data.max_prompt_length} are left out); lower it, or add questions."
+        )
 
 
 def data_state(config: DictConfig, rows: int) -> dict:
