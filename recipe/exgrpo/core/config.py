@@ -205,15 +205,6 @@ class RefillConfig:
 
 
 @dataclass(frozen=True)
-class ExperienceConfig:
-    """Experience from elsewhere, read into the store of a new run before its first step (docs/experience.md).
-
-    `init_from`: parquet or JSON-lines files of traces, and saved states (`global_step_N`, or what `exgrpo experience import`
-    wrote). Every trace is rendered, regraded and deduplicated; failures are left out unless `keep_failures`, what is longer
-    than `data.max_response_length` unless `overlong: cut`, and a row that cannot be read ends the run unless `skip_bad`.
-    `importance` is for log-probs that are missing: `scored` computes them once with the start policy, `none` takes pi_past = 1,
-    so that w is pi_theta itself (LUFFY).
-@dataclass(frozen=True)
 class RowsConfig:
     """Stored trajectories as rows of their own (policies refill, headroom; docs/methods.md has each one's keys).
 
@@ -235,6 +226,15 @@ class RowsConfig:
             _require(getattr(self, name) > 0, f"exgrpo.rows.{name} must be positive; got {getattr(self, name)}.")
 
 
+@dataclass(frozen=True)
+class ExperienceConfig:
+    """Experience from elsewhere, read into the store of a new run before its first step (docs/experience.md).
+
+    `init_from`: parquet or JSON-lines files of traces, and saved states (`global_step_N`, or what `exgrpo experience import`
+    wrote). Every trace is rendered, regraded and deduplicated; failures are left out unless `keep_failures`, what is longer
+    than `data.max_response_length` unless `overlong: cut`, and a row that cannot be read ends the run unless `skip_bad`.
+    `importance` is for log-probs that are missing: `scored` computes them once with the start policy, `none` takes pi_past = 1,
+    so that w is pi_theta itself (LUFFY).
     """
 
     init_from: tuple[str, ...] = ()
@@ -315,6 +315,7 @@ class ExGRPOConfig:
     loss: LossConfig = field(default_factory=LossConfig)
     mask: MaskConfig = field(default_factory=MaskConfig)
     refill: RefillConfig = field(default_factory=RefillConfig)
+    rows: RowsConfig = field(default_factory=RowsConfig)
     experience: ExperienceConfig = field(default_factory=ExperienceConfig)
     options: dict | None = None
     runtime: RuntimeConfig = field(default_factory=RuntimeConfig)
@@ -326,7 +327,6 @@ class ExGRPOConfig:
         _require(self.seed >= 0, f"exgrpo.seed must be at least 0; got {self.seed}.")
         _require(
             self.start_threshold is None or 0 <= self.start_threshold < 1,
-    rows: RowsConfig = field(default_factory=RowsConfig)
             f"exgrpo.start_threshold is a pass rate in [0, 1), or null to start at once; got {self.start_threshold}.",
         )
 
