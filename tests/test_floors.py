@@ -29,6 +29,7 @@ BELOW = {
     "experience": {"core", "checkpoint", "verl_ext"},
     "lab": {"core", "presets", "report", "verl_ext"},
     "checks": {"core", "presets", "checkpoint", "experience", "runs", "verl_ext"},
+    "browse": {"core", "checkpoint", "runs", "verl_ext"},
     "trainer": {"core", "checkpoint", "experience", "runs", "verl_ext"},
 }
 TOP = {"cli", "main"}
