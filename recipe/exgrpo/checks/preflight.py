@@ -12,6 +12,7 @@ from recipe.exgrpo.checks.configuration import configuration_findings, policy_fi
 from recipe.exgrpo.checks.data import data_findings
 from recipe.exgrpo.checks.disk import disk_findings
 from recipe.exgrpo.checks.environment import environment_findings
+from recipe.exgrpo.checks.experience import experience_findings
 from recipe.exgrpo.checks.findings import ERROR, NOTE, Finding, PreflightError, error
 from recipe.exgrpo.checks.memory import memory_findings
 from recipe.exgrpo.checks.model import model_findings
@@ -49,6 +50,7 @@ def inspect_run(config: DictConfig) -> Iterator[Finding]:
     yield from tokenizer_findings(run, readable)
     yield from memory_findings(run)
     yield from disk_findings(run)
+    yield from experience_findings(run)
     yield from resume_findings(run)
 
 
