@@ -88,7 +88,8 @@ def compute_score(
     Args:
         data_source: picks the rule, see rules.py.
         solution_str: the response without special tokens. Untrusted model output.
-        ground_truth: the gold answer: text, a number, or a list of one of these (gold.py); ValueError for anything else.
+        ground_truth: the gold answer: text, a number, or a list of one of these (gold.py). None, NaN and blank text are
+            never paid (`error`); ValueError for anything else.
         extra_info: the sample's `extra_info` column; `think_format` is read, and `truncated`, which manager.py adds for a
             response that was cut off at the length limit.
         kwargs: fields of RewardOptions; anything else raises TypeError.
@@ -105,7 +106,7 @@ def compute_score(
     truncated = bool((extra_info or {}).get("truncated", False))
     text = solution_text(solution_str, think_format, options.think_end)
     rule = find_rule(data_source)
-    grade = Grade(0.0) if text is None else rule(text, gold_text(ground_truth), _grader(options), truncated=truncated)
+    grade = Grade(0.0) if text is None else rule(text, _gold(ground_truth), _grader(options), truncated=truncated)
     return {
         "score": grade.score,
         "acc": grade.score,
@@ -124,6 +125,12 @@ def shared_grader(workers: int = 1, deadline_s: float = 5.0, memory_mb: int = 10
     grader = Grader(workers, deadline_s, memory_mb)
     atexit.register(grader.close)
     return grader
+
+
+def _gold(ground_truth: Any) -> str:
+    """A gold answer that is missing is the placeholder that its text is: one row of data must not end a run."""
+    missing = ground_truth is None or (isinstance(ground_truth, float) and ground_truth != ground_truth)
+    return str(ground_truth) if missing or isinstance(ground_truth, str) else gold_text(ground_truth)
 
 
 @lru_cache

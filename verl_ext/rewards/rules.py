@@ -60,9 +60,11 @@ def choice_rule(text: str, ground_truth: str, grader: Grader, truncated: bool = 
 
 
 def exact_boxed_rule(text: str, ground_truth: str, grader: Grader, truncated: bool = False) -> Grade:
-    r"""The content of the last `\boxed{}` is the gold answer, character for character."""
-    answer = last_boxed(text)
-    return Grade(float(answer is not None and answer == ground_truth.strip()), answer or "")
+    r"""The content of the last `\boxed{}` is the gold answer, character for character; a placeholder is never right."""
+    answer = last_boxed(text) or ""
+    if is_placeholder(ground_truth):
+        return Grade(0.0, answer, error=True)
+    return Grade(float(answer == ground_truth.strip()), answer)
 
 
 _RULES: dict[str, Rule] = {

@@ -257,8 +257,16 @@ def test_choice_letters(text, letter):
 
 @pytest.mark.parametrize("gold", ["proof", "notfound", "None", "N/A", "TBD", "nan", "NaN", "?", r"\text{proof}"])
 def test_a_placeholder_gold_answer_is_never_paid(gold):
-    score = compute_score("math500", boxed(gold), gold)
-    assert (score["score"], score["error"]) == (0.0, 1.0)
+    for source in ("math500", "toy_modular"):
+        score = compute_score(source, boxed(gold), gold)
+        assert (score["score"], score["error"]) == (0.0, 1.0)
+
+
+@pytest.mark.parametrize("gold", ["", " ", None, float("nan")])
+@pytest.mark.parametrize("source", ["math500", "toy_modular", "mmlu_pro"])
+def test_a_missing_gold_answer_is_never_paid_and_ends_no_run(source, gold):
+    for text in ("", "\\boxed{}", boxed(str(gold)), "None", "nan", "the answer is ."):
+        assert compute_score(source, text, gold)["score"] == 0.0
 
 
 @pytest.mark.parametrize(
@@ -376,7 +384,7 @@ def test_a_misspelt_option_is_refused():
 
 
 def test_an_unparseable_gold_answer_is_an_error_and_never_correct():
-    for gold in ("", "  ", "$$", r"\text{}"):
+    for gold in ("", "  ", "$$", r"\text{}", None, float("nan")):
         score = compute_score("math500", boxed("42"), gold)
         assert (score["score"], score["error"]) == (0.0, 1.0)
 
