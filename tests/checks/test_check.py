@@ -220,6 +220,23 @@ def test_a_reward_function_that_is_not_there_is_an_error(tiny, path):
     assert text.startswith(f"reward.custom_reward_function.path: there is no {path};")
 
 
+@pytest.mark.parametrize(
+    ("overrides", "sentence"),
+    [
+        (("name=dapo",), "reward.reward_manager.name: pkg://verl_ext.rewards.manager has no dapo; a manager of verl's needs"),
+        (("source=register",), "reward.reward_manager.name: RewardManager is not registered in verl; name one that is"),
+        (("module.path=mine.py",), "reward.reward_manager.module.path: there is no mine.py; name a python file"),
+        (("module.path=null",), "reward.reward_manager.module.path: there is no None; name a python file"),
+    ],
+)
+def test_a_reward_manager_that_verl_would_not_find_is_an_error(tiny, overrides, sentence):
+    assert only(found(tiny(*(f"reward.reward_manager.{override}" for override in overrides)))).startswith(sentence)
+
+
+def test_a_reward_manager_of_verls_is_none(tiny):
+    assert found(tiny("reward.reward_manager.source=register", "reward.reward_manager.name=naive")) == []
+
+
 @pytest.mark.parametrize("path", ["scripts/tiny_reward.py", "pkg://verl_ext/rewards", "pkg://verl_ext.rewards.rules"])
 def test_a_reward_function_is_found_as_verl_finds_it(tiny, path):
     assert found(tiny(f"reward.custom_reward_function.path={path}")) == []

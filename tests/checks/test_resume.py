@@ -238,6 +238,8 @@ def test_resume_disabled_does_not_write_over_checkpoints(configure, run, tmp_pat
         ("preset.template=think", "chat_template"),
         ("data.apply_chat_template_kwargs.enable_thinking=false", "chat_template"),
         ("reward.custom_reward_function.name=another", "reward"),
+        ("reward.custom_reward_function.reward_kwargs.think_end=first", "reward"),
+        ("reward.reward_manager.module.path=pkg://verl_ext.rewards.rules", "reward"),
     ],
 )
 def test_another_experiment_is_refused_with_the_key_that_accepts_it(configure, run, override, name):

@@ -42,7 +42,8 @@ EXPERIMENT = {
     "length": ("data.max_prompt_length", "data.max_response_length"),
     "reward": (
         *("reward.custom_reward_function.path", "reward.custom_reward_function.name"),
-        *("reward.reward_model.enable", "reward.reward_model.model_path"),
+        *(f"reward.custom_reward_function.reward_kwargs.{key}" for key in ("think_", "rules_module")),
+        *("reward.reward_manager.", "reward.reward_model.enable", "reward.reward_model.model_path"),
     ),
 }
 # Where a run is and how it starts: no difference between two starts of one experiment.

@@ -8,6 +8,8 @@ from recipe.exgrpo.checks.findings import Finding, error, warning
 from recipe.exgrpo.checks.run import Run
 from recipe.exgrpo.checks.shapes import is_missing
 
+OUR_MANAGER = ("pkg://verl_ext.rewards.manager", "RewardManager")  # exgrpo_trainer.yaml
+
 
 def reward_findings(run: Run) -> Iterator[Finding]:
     """A reward function or model that is not there; and a reward model on GPUs of its own, which verl 0.9.1 puts to sleep at
@@ -16,6 +18,7 @@ def reward_findings(run: Run) -> Iterator[Finding]:
     model, path = reward.reward_model, reward.custom_reward_function.path
     if path and not _is_module(path):
         yield error(f"reward.custom_reward_function.path: there is no {path}; name a python file or pkg://MODULE.")
+    yield from _manager_findings(reward.reward_manager)
     if model.enable and is_missing(str(model.model_path)):
         yield error(
             f"reward.reward_model.model_path: the folder {model.model_path} does not exist; set REWARD_MODEL to a folder or "
@@ -25,6 +28,23 @@ def reward_findings(run: Run) -> Iterator[Finding]:
         yield warning(
             "reward.reward_model.rollout.free_cache_engine is true with enable_resource_pool: the reward model sleeps "
             "when it is asked; set it to false."
+        )
+
+
+def _manager_findings(manager) -> Iterator[Finding]:
+    """The keys source, name and module.path only make sense together: an override of one of them ends in verl's assertions."""
+    path, ours = manager.module.path, OUR_MANAGER[1]
+    if manager.source == "register":
+        if manager.name == ours:
+            yield error(
+                f"reward.reward_manager.name: {ours} is not registered in verl; name one that is, such as naive."
+            )
+    elif not path or not _is_module(path):
+        yield error(f"reward.reward_manager.module.path: there is no {path}; name a python file or pkg://MODULE.")
+    elif path == OUR_MANAGER[0] and manager.name != ours:
+        yield error(
+            f"reward.reward_manager.name: {path} has no {manager.name}; a manager of verl's needs "
+            "reward.reward_manager.source=register as well."
         )
 
 
