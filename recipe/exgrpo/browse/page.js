@@ -305,7 +305,7 @@ async function showSteps(parent, wanted) {
   choose.onchange = () => go(`step=${choose.value}`);
   parent.append(choose);
   const details = await stepDetails(step);
-  parent.append(make("p", { textContent: `${number(details.replayed.length)} stored trajectories were in the update of step ${step}.` }));
+  parent.append(make("p", { textContent: `Stored trajectories in the update of step ${step}: ${number(details.replayed.length)}.` }));
   if (!details.choices.length && details.replayed.length) showReplayed(parent, details);
   for (const choice of details.choices) showChoice(parent, choice, step);
 }
@@ -324,7 +324,7 @@ function showChoice(parent, choice, step) {
   const head = make("tr", {}, ...titles.map((title) => make("th", { textContent: title })));
   const rows = choice.row.map((row, i) => {
     const q = choice.question[single ? 0 : i];
-    const values = [i + 1, row, oneLine(questions.name[q]), number(choice.entropy[i], 4), number(choice.nll[i], 4), step - choice.birth_step[i], choice.use_count[i], choice.solved[i], choice.taken[i] ? "taken" : ""];
+    const values = [i < 16 ? i + 1 : "later", row, oneLine(questions.name[q]), number(choice.entropy[i], 4), number(choice.nll[i], 4), step - choice.birth_step[i], choice.use_count[i], choice.solved[i], choice.taken[i] ? "taken" : ""];
     const line = make("tr", { className: choice.taken[i] ? "link taken" : "link" }, ...values.map((value) => make("td", { textContent: value })));
     line.onclick = () => go(row >= 0 && all && all.row.includes(row) ? `trajectory=${row}` : `question=${q}`);
     return line;
