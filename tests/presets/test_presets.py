@@ -34,6 +34,7 @@ SWITCHES = (
     "LOGGER",
     "TINY",
     "BAND",
+    "METHOD",
     "REWARD_MODEL",
 )
 
@@ -67,6 +68,8 @@ def test_the_name_of_a_script_is_what_it_runs(composed, script):
     preset = composed(script).preset
     if script.parent.name == "ablations":
         assert (preset.backbone, preset.method, preset.ablation) == ("qwen2.5-math-7b", "exgrpo", script.stem)
+    elif script.parent.name == "start":
+        assert (preset.backbone, preset.method) == (script.stem, "exgrpo")
     elif script.stem.startswith("continuous_reward"):
         assert (preset.backbone, preset.method) == ("qwen2.5-7b", script.stem.replace("_reward", ""))
     elif script.stem != "masked_grpo":
@@ -76,7 +79,9 @@ def test_the_name_of_a_script_is_what_it_runs(composed, script):
 
 def test_there_is_a_script_for_every_backbone_method_and_ablation():
     stems = {path.stem for path in SCRIPTS}
-    backbones = set(TABLE["backbones"]) - {"qwen2.5-7b"}
+    start = {path.stem for path in SCRIPTS if path.parent.name == "start"}
+    backbones = set(TABLE["backbones"]) - {"qwen2.5-7b"} - start
+    assert len(start) == 6
     assert {f"{name}_{method}" for name in backbones for method in ("exgrpo", "on_policy")} <= stems
     assert {path.stem for path in SCRIPTS if path.parent.name == "ablations"} == set(TABLE["ablations"])
     assert {"masked_grpo", "continuous_reward", "continuous_reward_on_policy", "qwen2.5-math-7b_refill"} <= stems
