@@ -35,6 +35,37 @@ _LLAMA_8B = {
     "model_type": "llama",
     "max_position_embeddings": 131072,
 }
+# Models to start with (scripts/start): config.json of each hub repository; the counts that follow are its model card's
+# (tests/checks/test_start_shapes.py).
+_QWEN3 = {
+    "hidden_size": 1024,
+    "intermediate_size": 3072,
+    "num_hidden_layers": 28,
+    "num_attention_heads": 16,
+    "num_key_value_heads": 8,
+    "head_dim": 128,
+    "vocab_size": 151936,
+    "tie_word_embeddings": True,
+    "model_type": "qwen3",
+    "max_position_embeddings": 40960,
+}
+_QWEN_0_5B = _QWEN_1_5B | {
+    "hidden_size": 896,
+    "intermediate_size": 4864,
+    "num_hidden_layers": 24,
+    "num_attention_heads": 14,
+}
+_SMOLLM2_360M = {
+    "hidden_size": 960,
+    "intermediate_size": 2560,
+    "num_hidden_layers": 32,
+    "num_attention_heads": 15,
+    "num_key_value_heads": 5,
+    "vocab_size": 49152,
+    "tie_word_embeddings": True,
+    "model_type": "llama",
+    "max_position_embeddings": 8192,
+}
 # The fields of config.json that estimates need, for hub ids that are not downloaded yet.
 KNOWN = {
     "Elliott/Qwen2.5-Math-7B-16k-think": _QWEN_7B | {"max_position_embeddings": 16384},
@@ -46,6 +77,19 @@ KNOWN = {
     "outputs/models/Qwen2.5-Math-1.5B-16k": _QWEN_1_5B | {"max_position_embeddings": 16384},  # until it is made
     "meta-llama/Llama-3.1-8B": _LLAMA_8B,
     "meta-llama/Llama-3.1-8B-Instruct": _LLAMA_8B,
+    "Qwen/Qwen2.5-0.5B-Instruct": _QWEN_0_5B | {"max_position_embeddings": 32768},
+    "Qwen/Qwen2.5-1.5B": _QWEN_1_5B | {"max_position_embeddings": 131072},
+    "Qwen/Qwen3-0.6B": _QWEN3,
+    "Qwen/Qwen3-1.7B": _QWEN3 | {"hidden_size": 2048, "intermediate_size": 6144},
+    "Qwen/Qwen3-4B-Base": _QWEN3
+    | {
+        "hidden_size": 2560,
+        "intermediate_size": 9728,
+        "num_hidden_layers": 36,
+        "num_attention_heads": 32,
+        "max_position_embeddings": 32768,
+    },
+    "HuggingFaceTB/SmolLM2-360M-Instruct": _SMOLLM2_360M,
 }
 
 
