@@ -18,6 +18,9 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
+from recipe.exgrpo.browse.page import render
+from recipe.exgrpo.browse.sources import read
+from verl_ext.files import write_atomically
 from verl_ext.metrics_log import read_metrics
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -137,6 +140,15 @@ def report(run: Path, console: Console) -> dict[str, float]:
     return figures
 
 
+def draw_page(run: Path, console: Console) -> Path:
+    """Write the run's page, and name it."""
+    page = run / "browse.html"
+    content = read(run)
+    write_atomically(page, render(content, tokenizer=content.source.tokenizer).html)
+    console.print(f"open in a browser: {page}", soft_wrap=True)
+    return page
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, default=ROOT / "outputs/demo", help="run folder (replaced)")
@@ -165,6 +177,7 @@ def main() -> int:
         console.print(f"[red]training failed with exit code {process.returncode}; the whole log is {log}[/red]")
         return process.returncode
     figures = report(args.out, console)
+    draw_page(args.out, console)
     if args.json:
         print(json.dumps(figures))
     return 0

@@ -41,6 +41,12 @@ class Source:
             )
         return cls(path if _is_run(path) else None, experience, tuple(remarks))
 
+    @property
+    def tokenizer(self) -> Path | None:
+        """The tokenizer.json that was saved beside the experience."""
+        found = self.experience and self.experience.resolve().parent / "actor" / "huggingface" / "tokenizer.json"
+        return found if found and found.is_file() else None
+
     def stamp(self) -> str:
         """Changes when there is something new to show."""
         files = [self.run / name for name in (FILE, history.FILE)] if self.run else []

@@ -68,9 +68,7 @@ def _tokenizer(args: argparse.Namespace, content: Content) -> Path | None:
         if not (args.tokenizer / "tokenizer.json").is_file():
             raise FileNotFoundError(f"--tokenizer {args.tokenizer} has no tokenizer.json.")
         return args.tokenizer / "tokenizer.json"
-    state = content.source.experience
-    found = state and state.resolve().parent / "actor" / "huggingface" / "tokenizer.json"
-    return found if found and found.is_file() else None
+    return content.source.tokenizer
 
 
 def _report(args: argparse.Namespace, page: Page, out: Path) -> None:
