@@ -15,6 +15,7 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 
 from verl_ext.evaluation import EvaluationError
+from verl_ext.evaluation.lora import ADAPTER, TRAINED_WITH
 from verl_ext.files import new_folder
 from verl_ext.platform import prepare_environment
 
@@ -66,6 +67,11 @@ def find_model(spec: str) -> Model:
     path = Path(spec)
     if (path / "actor" / "huggingface" / "config.json").is_file():
         return _checkpoint(path)
+    if (path / ADAPTER).is_dir():
+        raise EvaluationError(
+            f"--model {spec}: verl's merger left the LoRA adapter beside the base model there; name the checkpoint "
+            f"(global_step_N) instead, or run python -m verl_ext.evaluation.lora {spec} first"
+        )
     if (path / "config.json").is_file():
         return _model(path.resolve().name, path, _files(path), _safetensors_parameters(path))
     if path.exists() or spec.startswith((".", "/", "~")) or spec.count("/") != 1:
@@ -91,14 +97,34 @@ def merged(model: Model, out: Path) -> Path:
 
 
 def _merge(checkpoint: Path, target: Path, log: Path) -> None:
-    command = [sys.executable, "-m", "verl.model_merger", "merge", "--backend", "fsdp"]
-    command += ["--local_dir", str(checkpoint), "--target_dir", str(target)]
+    """verl's merger and, where the checkpoint is a LoRA's, the adapter into the base model."""
+    merge = [
+        "verl.model_merger",
+        "merge",
+        "--backend",
+        "fsdp",
+        "--local_dir",
+        str(checkpoint),
+        "--target_dir",
+        str(target),
+    ]
+    _call(merge, log, f"{checkpoint}: verl's model merger")
+    if (target / ADAPTER).is_dir():
+        _call(
+            ["verl_ext.evaluation.lora", str(target)], log, f"{checkpoint}: adding the LoRA adapter to its base model"
+        )
+
+
+def _call(module: list[str], log: Path, what: str) -> None:
+    """Run `python -m module...`, its output at the end of `log`. Raises EvaluationError if it fails."""
     environment = os.environ.copy()
     prepare_environment(environment)
-    with log.open("wb") as output:
+    with log.open("ab") as output:
+        command = [sys.executable, "-m", *module]
         done = subprocess.run(command, env=environment, stdin=subprocess.DEVNULL, stdout=output, stderr=output)
     if done.returncode != 0:
-        raise EvaluationError(f"{checkpoint}: verl's model merger failed with exit code {done.returncode}, see {log}")
+        last = log.read_text(errors="replace").strip().rpartition("\n")[2]
+        raise EvaluationError(f"{what} failed with exit code {done.returncode}, see {log}: {last}")
 
 
 def fingerprint(folder: Path, files: Iterable[Path]) -> str:
@@ -126,7 +152,7 @@ def _checkpoint(step: Path) -> Model:
     shards = sorted(actor.glob("model_world_size_*.pt"))
     if not shards:
         raise EvaluationError(f"{actor}: no FSDP weights (model_world_size_*.pt) are there")
-    files = [*shards, *_files(actor / "huggingface")]
+    files = [*shards, *actor.glob(TRAINED_WITH), *_files(actor / "huggingface")]
     parameters = sum(shard.stat().st_size for shard in shards) // FLOAT32_BYTES
     return _model("/".join(step.resolve().parts[-2:]), actor, files, parameters, checkpoint=True)
 
