@@ -8,6 +8,7 @@ from __future__ import annotations
 import torch
 import vllm.model_executor.layers.utils as layer_utils
 from verl.workers.rollout.vllm_rollout.utils import vLLMColocateWorkerExtension
+from vllm.model_executor.models.utils import WeightsMapper
 
 
 def use_plain_linear(layer: torch.nn.Module, remove_weight: bool) -> None:
@@ -20,9 +21,16 @@ def use_plain_linear(layer: torch.nn.Module, remove_weight: bool) -> None:
         layer.cpu_linear = torch.nn.functional.linear
 
 
+def name_the_mapper_as_verl_does() -> None:
+    """Give vLLM's `get_rename_mapper` (0.29 and later) its former name, by which verl calls it when it loads a LoRA adapter."""
+    if not hasattr(WeightsMapper, "get_unstacked_mapper"):
+        WeightsMapper.get_unstacked_mapper = WeightsMapper.get_rename_mapper
+
+
 class CPUWorkerExtension(vLLMColocateWorkerExtension):
     """verl's worker extension; importing this module, which vLLM does in its worker process, has set plain linears."""
 
 
 # Layers import the function from the module when they process their weights, so replacing it here is enough.
 layer_utils.dispatch_cpu_unquantized_gemm = use_plain_linear
+name_the_mapper_as_verl_does()
