@@ -31,7 +31,10 @@ EXPERIMENT = {
         *("actor_rollout_ref.actor.clip_", "actor_rollout_ref.actor.kl_loss_", "actor_rollout_ref.actor.use_kl_loss"),
         *("actor_rollout_ref.actor.entropy_coeff", "actor_rollout_ref.actor.ppo_epochs"),
     ),
-    "model": ("actor_rollout_ref.model.path",),
+    "model": (
+        *("actor_rollout_ref.model.path", "actor_rollout_ref.model.lora_", "actor_rollout_ref.model.target_modules"),
+        "actor_rollout_ref.model.exclude_modules",
+    ),
     "tokenizer": ("actor_rollout_ref.model.tokenizer_path",),
     "group_size": ("actor_rollout_ref.rollout.n",),
     "chat_template": (
