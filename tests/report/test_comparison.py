@@ -38,7 +38,7 @@ def test_runs_are_paired_by_seed_wherever_they_stand():
 
 
 def test_seeds_of_one_variant_alone_count_in_its_level_but_not_in_the_difference():
-    found = comparison({("a", 0): {0: 0.1}, ("b", 0): {0: 0.2}, ("b", 7): {0: 0.8}})
+    found = comparison({("a", 0): {4: 0.1}, ("b", 0): {4: 0.2}, ("b", 7): {4: 0.8}})
     row = rows_of(found)["b"]
     assert (row["runs"], row["final"]) == (2, pytest.approx(0.5))
     assert (row["pairs"], row["final_difference"], row["final_difference_half"]) == (1, pytest.approx(0.1), None)
@@ -51,7 +51,7 @@ def test_levels_and_differences_are_at_the_steps_that_all_share():
     assert (row["compared_to"], row["final_difference"]) == (4, pytest.approx(0.2))
 
 
-@pytest.mark.parametrize("other", [{("b", 1): {0: 0.2}}, {("b", 0): {2: 0.2}}, {}])
+@pytest.mark.parametrize("other", [{("b", 1): {0: 0.2}}, {("b", 0): {2: 0.2}}, {("b", 0): {0: 0.2, 2: 0.3}}, {}])
 def test_without_a_seed_or_a_step_in_common_there_is_no_difference(other):
     found = comparison({("a", 0): {0: 0.1, 4: 0.4}} | other)
     assert found.difference(("b",), "a") is None

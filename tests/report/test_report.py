@@ -250,11 +250,20 @@ def test_seeds_that_only_one_variant_has_are_left_out_of_the_difference(report, 
     assert answer["remarks"] == ["Differences of `b` and `a` leave out what only one of them has: seed 0, 2."]
 
 
+def test_one_shared_validation_before_training_is_no_end(report, tmp_path):
+    a, b = make_run(tmp_path / "a", {0: 0.3, 4: 0.5}), make_run(tmp_path / "b", {0: 0.2, 8: 0.6})
+    code, answer, _, _ = report(a, b)
+    assert code == 0
+    row = answer["rows"][1]
+    assert (row["pairs"], row["compared_to"], row["final_difference"], row["area_difference"]) == (0, *[None] * 3)
+    assert "No difference of `b` and `a`: they share no seed, or no validation after step 0." in answer["remarks"]
+
+
 def test_runs_without_a_seed_in_common_are_not_compared(report, tmp_path):
     a, b = make_run(tmp_path / "a", {0: 0.3, 4: 0.5}), make_run(tmp_path / "b", {0: 0.3, 4: 0.6}, seed=1)
     _, answer, _, _ = report(a, b)
     assert answer["rows"][1]["final_difference"] is None
-    assert "No difference of `b` and `a`: they share no seed, or no step of validation." in answer["remarks"]
+    assert "No difference of `b` and `a`: they share no seed, or no validation after step 0." in answer["remarks"]
 
 
 def test_a_run_without_a_record_has_levels_only(report, tmp_path):

@@ -44,13 +44,14 @@ class Comparison:
     def difference(self, name: Name, reference: str) -> pd.DataFrame | None:
         """Pass rates less those of `reference` in the same setting, float [steps, pairs], at the steps that all pairs share.
 
-        None when there is nothing to pair: no seed or no step in common.
+        None when there is nothing to pair: no seed in common, or no step but step 0, before which nothing was trained.
         """
         ours, theirs = self.curves.get(name), self.curves.get((*name[:-1], reference))
         if ours is None or theirs is None:
             return None
         pairs = ours.columns.intersection(theirs.columns, sort=None)
-        return _complete(ours[pairs] - theirs[pairs])
+        found = _complete(ours[pairs] - theirs[pairs])
+        return None if found is None or found.index[-1] == 0 else found
 
     def summary(self, reference: str) -> list[dict]:
         """One JSON-able row per setting and variant: levels, differences to `reference` and mean costs."""

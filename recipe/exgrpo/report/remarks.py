@@ -66,7 +66,7 @@ def _of_pair(name: str, comparison: Comparison, reference: str) -> Iterator[str]
         return
     between, pair = f"`{name}` and `{reference}`", comparison.difference((name,), reference)
     if pair is None:
-        yield f"No difference of {between}: they share no seed, or no step of validation."
+        yield f"No difference of {between}: they share no seed, or no validation after step 0."
         return
     alone = ours.columns.symmetric_difference(theirs.columns)
     if len(alone):
