@@ -12,6 +12,7 @@ import pytest
 from run_folders import save
 
 from recipe.exgrpo import main as entry
+from recipe.exgrpo.checks.findings import PreflightError
 from recipe.exgrpo.presets.compose import ROOT
 from recipe.exgrpo.runs import lock, stopping
 from recipe.exgrpo.runs.folder import TRACKER
@@ -57,6 +58,8 @@ def start(monkeypatch, arguments, capsys):
 
     # Forking and choosing a platform are for a process of its own.
     monkeypatch.setattr(entry, "prepare_environment", lambda: False)
+    monkeypatch.setattr(entry, "_require_device", lambda device, on_cpu: None)
+    monkeypatch.setattr(entry, "_nodes", lambda: [{"Alive": True, "Resources": {"CPU": 16, "GPU": 1}}])
     monkeypatch.setattr(entry, "quiet", dict)
     monkeypatch.setattr("recipe.exgrpo.checks.verl.validate", lambda config: None)
     monkeypatch.setattr(entry, "_end_ray", lambda: None)
@@ -196,3 +199,19 @@ def test_settings_for_rays_processes_do_not_replace_what_is_set(start, run, monk
     start("ray_kwargs.ray_init.runtime_env.py_executable=mine", "trainer.total_training_steps=5", train=train)
     assert [env.py_executable for env in seen] == ["fork", "mine"]
     assert all(env.env_vars.VLLM_LOGGING_LEVEL == "ERROR" for env in seen)
+
+
+def test_a_cluster_that_cannot_hold_the_reservations_is_refused(start, run, monkeypatch):
+    """Ray would wait for CPUs that no node has, without a word."""
+    monkeypatch.setattr(entry, "_nodes", lambda: [{"Alive": True, "Resources": {"CPU": 4, "GPU": 1}}])
+    code, last = start(train=steps(run, 2))
+    assert (code, last.startswith("trainer.nnodes is 1 and 0 of Ray's nodes offer")) == (2, True)
+
+
+@pytest.mark.parametrize(
+    ("device", "on_cpu", "wanted"), [("cuda", True, "make setup-gpu"), ("cpu", False, "make setup,")]
+)
+def test_a_device_that_this_environment_does_not_have_is_refused(device, on_cpu, wanted):
+    with pytest.raises(PreflightError, match=wanted):
+        entry._require_device(device, on_cpu)
+    entry._require_device(device, not on_cpu)

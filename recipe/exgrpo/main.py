@@ -7,11 +7,14 @@ or SIGUSR1, the same command resumes; 128 and the signal ended at once by a seco
 import logging
 import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
 
+from recipe.exgrpo.checks.cores import NUM_CPUS, fitted_cpus, require_cpus
 from recipe.exgrpo.checks.findings import ERROR, PreflightError
+from recipe.exgrpo.checks.machine import usable_cores
 from recipe.exgrpo.checks.preflight import check
 from recipe.exgrpo.checks.resume import resume_findings
 from recipe.exgrpo.checks.run import Run, settings_of
@@ -43,6 +46,7 @@ def main(arguments: Sequence[str]) -> int:
     try:
         folder = Path(config.trainer.default_local_dir)
         check(config)
+        _require_device(config.trainer.device, on_cpu)
         with lock.hold(folder):
             return _run(config, folder, runtime)
     except (PreflightError, lock.LockedError) as problem:
@@ -52,6 +56,21 @@ def main(arguments: Sequence[str]) -> int:
             raise
         return _refuse(
             f"trainer.default_local_dir: {problem.filename} cannot be written ({problem.strerror}); set RUN to another."
+        )
+
+
+def _require_device(device: str, on_cpu: bool) -> None:
+    """Raise PreflightError where `trainer.device` is not what this process will run on: verl would say so in another way, after
+    minutes. A cluster's GPUs are elsewhere, and then `on_cpu` is false."""
+    if device == "cuda" and on_cpu:
+        raise PreflightError(
+            f"trainer.device is cuda and {sys.executable} sees no GPU (a driver, a torch built for it, CUDA_VISIBLE_DEVICES): "
+            "train in the GPU environment (make setup-gpu, PYTHON=.venv-gpu/bin/python), or TINY=1 on CPU."
+        )
+    if device == "cpu" and not on_cpu:
+        raise PreflightError(
+            "trainer.device is cpu and verl would take this machine's GPU: use the CPU environment (make setup, "
+            "PYTHON=.venv/bin/python), or set VERL_PLATFORM=cpu."
         )
 
 
@@ -80,12 +99,18 @@ def _train(config: DictConfig, folder: Path, runtime: dict, signals: stopping.Si
 
     validate(config)
     logger.info("record of this start: %s", record_start(config))
+    fitted = fitted_cpus(config, usable_cores())
+    if fitted:
+        OmegaConf.update(config, NUM_CPUS, fitted, force_add=True)
     OmegaConf.update(config, RUNTIME, OmegaConf.merge(runtime, _set(config, RUNTIME)), force_add=True)
     with shared_memory.tidied():
         try:
-            train(config, on_start=signals.install)
+            train(config, on_start=partial(_started, config, signals))
             words = summary.done(folder, config.trainer.total_training_steps, asked=signals.first is not None)
             code = stopping.STOPPED if words.startswith(summary.EARLY) else 0
+        except PreflightError:
+            _end_ray()
+            raise
         except KeyboardInterrupt:
             words, code = summary.failed(folder, "a second signal, or the end of the grace"), signals.code
         except Exception as error:
@@ -94,6 +119,18 @@ def _train(config: DictConfig, folder: Path, runtime: dict, signals: stopping.Si
         _end_ray()
     sys.stderr.write(f"{words}\n")  # last: Ray's processes, whose words we print, are gone
     return code
+
+
+def _started(config: DictConfig, signals: stopping.Signals) -> None:
+    """Ray runs, and has taken SIGTERM for itself."""
+    signals.install()
+    require_cpus(config, _nodes())
+
+
+def _nodes() -> list[dict]:
+    import ray
+
+    return ray.nodes()
 
 
 def _set(config: DictConfig, key: str) -> dict:

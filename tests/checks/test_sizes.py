@@ -48,7 +48,8 @@ def test_the_whole_card_is_a_warning_as_it_is_printed(size, severity):
     found = memory._update_finding(estimate(update=size), 24)
     assert found.severity == severity
     assert (f"{size:.0f} of 24 GiB" in found.text) is True
-    rollout = list(memory._rollout_findings(SimpleNamespace(longest=100), estimate(rollout=size), 24))
+    run = SimpleNamespace(rollout=SimpleNamespace(max_model_len=100))
+    rollout = list(memory._rollout_findings(run, estimate(rollout=size), 24))
     assert [finding.severity for finding in rollout] == ([WARNING, NOTE] if severity == WARNING else [NOTE])
 
 

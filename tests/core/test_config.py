@@ -100,7 +100,7 @@ PAPER_TRAINING = {
     "actor_rollout_ref.rollout.n": 8,
     "actor_rollout_ref.rollout.temperature": 1.0,
     "actor_rollout_ref.rollout.tensor_model_parallel_size": 2,
-    "actor_rollout_ref.rollout.gpu_memory_utilization": 0.8,
+    "actor_rollout_ref.rollout.gpu_memory_utilization": 0.75,
     "actor_rollout_ref.rollout.val_kwargs.temperature": 0.6,
     "actor_rollout_ref.rollout.val_kwargs.top_p": 1.0,
     "actor_rollout_ref.rollout.val_kwargs.do_sample": True,

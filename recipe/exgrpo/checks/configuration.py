@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 from omegaconf import OmegaConf
 
-from recipe.exgrpo.checks.findings import Finding, error
+from recipe.exgrpo.checks.findings import Finding, error, note
 from recipe.exgrpo.checks.run import Run
 from recipe.exgrpo.core.config import ExGRPOConfig
 from recipe.exgrpo.core.policies import make_policy, policy_class
@@ -17,6 +17,17 @@ OFF = {
     "the inference engine's would mix the two",
     "critic.enable": "the advantage is group-relative, there is no critic",
 }
+# Trainer modes of verl that are not ours -> why.
+ASYNCHRONOUS = (
+    "its rollouts are of older weights than the update, and what is replayed, stored and retired in a step is planned from the "
+    "outcomes of the step before; "
+)
+# Parts that verl has, that ExGRPO's code should work with, and that nobody has run it with.
+UNTESTED = {
+    "actor_rollout_ref.rollout.name": ("sglang", "trtllm"),
+    "actor_rollout_ref.actor.strategy": ("fsdp",),
+    "trainer.device": ("npu",),
+}
 TOOLS = ("actor_rollout_ref.rollout.multi_turn.enable", "data.tool_config_path", "data.function_tool_path")
 
 
@@ -24,6 +35,14 @@ def configuration_findings(run: Run) -> Iterator[Finding]:
     """One error for everything in the configuration that ExGRPO refuses."""
     for part in (_trainer, _rollouts, _loss_scale, _batches, _token_budgets):
         yield from map(error, part(run))
+    yield from _untested(run)
+
+
+def _untested(run: Run) -> Iterator[Finding]:
+    for key, values in UNTESTED.items():
+        value = OmegaConf.select(run.config, key)
+        if value in values:
+            yield note(f"{key}={value} is untested: every run of this project was with vLLM, FSDP2 and cpu or cuda.")
 
 
 def policy_findings(settings: ExGRPOConfig, group_size: int) -> Iterator[Finding]:
@@ -39,8 +58,10 @@ def _trainer(run: Run) -> Iterator[str]:
     if not run.config.trainer.use_v1:
         yield "trainer.use_v1 must be true: ExGRPO extends verl's V1 trainer."
     if v1.trainer_mode != "exgrpo":
+        why = ASYNCHRONOUS if "async" in str(v1.trainer_mode) else ""
         yield (
-            f"trainer.v1.trainer_mode is {v1.trainer_mode!r}; ExGRPO is synchronous and runs as trainer.v1.trainer_mode=exgrpo."
+            f"trainer.v1.trainer_mode is {v1.trainer_mode!r}; {why}ExGRPO is synchronous and runs as "
+            "trainer.v1.trainer_mode=exgrpo."
         )
 
 
@@ -53,6 +74,11 @@ def _rollouts(run: Run) -> Iterator[str]:
         yield (
             f"actor_rollout_ref.rollout.temperature is {run.rollout.temperature:g}: all rollouts of a question would be one, "
             "and log-probs are divided by it; set it above 0 (the paper's is 1.0)."
+        )
+    if run.settings.runtime.seeded_rollouts and run.rollout.name != "vllm":
+        yield (
+            f"exgrpo.runtime.seeded_rollouts works with actor_rollout_ref.rollout.name=vllm: {run.rollout.name} has another "
+            "name for a request's seed (sglang: sampling_seed), which verl does not translate; set it to false."
         )
     yield from (f"{key} must be false: {why}." for key, why in OFF.items() if OmegaConf.select(run.config, key))
     if run.config.algorithm.filter_groups.enable and _needs_all_groups(run.settings.policy):

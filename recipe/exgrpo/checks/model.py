@@ -19,6 +19,7 @@ def model_findings(run: Run) -> Iterator[Finding]:
         yield from _context_findings(run, run.shape)
         yield from _parallel_findings(run, run.shape)
         yield from _dtype_findings(run, run.shape)
+        yield from _kernel_findings(run, run.shape)
 
 
 def _folder_findings(path: str) -> Iterator[Finding]:
@@ -76,3 +77,14 @@ def _dtype_findings(run: Run, shape: ModelShape) -> Iterator[Finding]:
         )
     if shape.dtype == "float16" and trained == "bfloat16":
         yield warning(f"{KEY}: the weights are float16 and are trained in bfloat16; expect rounding.")
+
+
+def _kernel_findings(run: Run, shape: ModelShape) -> Iterator[Finding]:
+    """verl's fused kernels read `lm_head.weight` itself. `apply_fsdp2` wraps an untied head on its own, whose weight is then a
+    DTensor outside its forward pass (tests/checks/test_verl_facts.py has verl fail)."""
+    key = "actor_rollout_ref.model.use_fused_kernels"
+    if run.config.actor_rollout_ref.model.use_fused_kernels and not shape.tied and run.actor.strategy == "fsdp2":
+        yield error(
+            f"{key}=true fails on {run.model}, whose embeddings are not tied: verl 0.9.1 multiplies a tensor with the head's "
+            f"DTensor; set {key}=false and lower actor_rollout_ref.actor.ppo_max_token_len_per_gpu if memory is short."
+        )

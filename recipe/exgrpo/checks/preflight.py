@@ -9,16 +9,19 @@ from collections.abc import Iterator
 from omegaconf import DictConfig
 
 from recipe.exgrpo.checks.configuration import configuration_findings, policy_findings
+from recipe.exgrpo.checks.cores import core_findings
 from recipe.exgrpo.checks.data import data_findings
 from recipe.exgrpo.checks.disk import disk_findings
 from recipe.exgrpo.checks.environment import environment_findings
 from recipe.exgrpo.checks.experience import experience_findings
 from recipe.exgrpo.checks.findings import ERROR, NOTE, Finding, PreflightError, error
+from recipe.exgrpo.checks.machine import Machine
 from recipe.exgrpo.checks.memory import memory_findings
 from recipe.exgrpo.checks.model import model_findings
 from recipe.exgrpo.checks.resume import resume_findings
 from recipe.exgrpo.checks.reward import reward_findings
 from recipe.exgrpo.checks.run import Run, settings_of
+from recipe.exgrpo.checks.sync import sync_findings
 from recipe.exgrpo.checks.tokenizer import tokenizer_findings
 from recipe.exgrpo.checks.types import type_findings
 
@@ -44,10 +47,13 @@ def inspect_run(config: DictConfig) -> Iterator[Finding]:
     run = Run.of(config)
     configuration, data = list(configuration_findings(run)), list(data_findings(run))
     readable = not any(finding.severity == ERROR for finding in data)
-    yield from (*environment_findings(run), *configuration, *data)
+    machine = Machine.here()
+    yield from (*environment_findings(run, machine=machine), *configuration, *data)
     yield from reward_findings(run)
     yield from model_findings(run)
     yield from tokenizer_findings(run, readable)
+    yield from core_findings(run, machine)
+    yield from sync_findings(run)
     yield from memory_findings(run)
     yield from disk_findings(run)
     yield from experience_findings(run)

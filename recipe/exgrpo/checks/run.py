@@ -91,6 +91,10 @@ class Run:
         return self.config.actor_rollout_ref.rollout
 
     @property
+    def gpus_per_node(self) -> int:
+        return self.config.trainer.n_gpus_per_node
+
+    @property
     def data_parallel(self) -> int:
         """Groups of GPUs that train on different sequences."""
         return self.gpus // self.sequence_parallel

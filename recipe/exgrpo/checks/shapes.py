@@ -95,7 +95,8 @@ KNOWN = {
 
 @dataclass(frozen=True)
 class ModelShape:
-    """Sizes of a decoder-only model with gated MLPs; `parameters` counts tied embeddings once."""
+    """Sizes of a decoder-only model with gated MLPs; `parameters` counts tied embeddings once,
+    `family` is its `model_type`."""
 
     parameters: int
     layers: int
@@ -108,10 +109,16 @@ class ModelShape:
     positions: int | None
     tied: bool
     dtype: str | None
+    family: str | None = None
 
     @property
     def embedding_parameters(self) -> int:
         return self.vocab * self.hidden * (1 if self.tied else 2)
+
+    @property
+    def largest_tensor(self) -> int:
+        """Its parameters: of the embedding, or of one projection in a model with a small vocabulary."""
+        return self.hidden * max(self.vocab, self.ffn)
 
 
 def shape_of(config: Mapping[str, Any]) -> ModelShape:
@@ -137,6 +144,7 @@ def shape_of(config: Mapping[str, Any]) -> ModelShape:
         positions=config.get("max_position_embeddings"),
         tied=tied,
         dtype=config.get("dtype") or config.get("torch_dtype"),
+        family=config.get("model_type"),
     )
 
 

@@ -39,6 +39,17 @@ CHOICES = {
     "trainer.device": ("cuda", "npu", "cpu"),
     "trainer.resume_mode": ("auto", "disable", "resume_path"),
 }
+# Values of those keys that verl knows and ExGRPO refuses, and why: "one of ..." alone would read like a gap in a list.
+_ENGINE = (
+    "the gradient guard and the scoring of candidates hold on to verl's FSDP engine (verl_ext/grad_guard.py, "
+    "recipe/exgrpo/trainer/worker.py), another one has neither"
+)
+REFUSED = {
+    "actor_rollout_ref.actor.strategy": dict.fromkeys(
+        ("megatron", "veomni", "torchtitan", "automodel", "mindspeed"), _ENGINE
+    ),
+    "actor_rollout_ref.rollout.name": {"hf": "verl 0.9.1 has no server for it"},
+}
 SHARE = "actor_rollout_ref.rollout.gpu_memory_utilization"
 
 
@@ -57,7 +68,7 @@ def _wrong(given: dict[str, Any]) -> Iterator[tuple[str, str]]:
     yield from ((key, "a path") for key in NAMES if not isinstance(given.get(key), str))
     if not _is_number(given.get(SHARE)) or not 0 < given[SHARE] <= 1:
         yield SHARE, "a share in (0, 1]"
-    yield from ((key, f"one of {', '.join(known)}") for key, known in CHOICES.items() if given.get(key) not in known)
+    yield from ((key, _choice(key, given.get(key))) for key, known in CHOICES.items() if given.get(key) not in known)
     for key, default in _shipped().items():
         if given.get(key) is None or key in (*COUNTS, *OPTIONAL_COUNTS, SHARE):
             continue
@@ -65,6 +76,11 @@ def _wrong(given: dict[str, Any]) -> Iterator[tuple[str, str]]:
             yield key, "true or false"
         elif _is_number(default) and not _is_number(given[key]):
             yield key, "a number"
+
+
+def _choice(key: str, value: Any) -> str:
+    why = REFUSED.get(key, {}).get(value) if isinstance(value, str) else None
+    return f"one of {', '.join(CHOICES[key])}{f' ({why})' if why else ''}"
 
 
 def _is_count(value: Any) -> bool:

@@ -36,9 +36,19 @@ def compose(overrides: Sequence[str] = ()) -> DictConfig:
     searchpath = f"hydra.searchpath=[file://{verl_config_dir()}]"
     try:
         with _hydra_of_our_own(), hydra.initialize_config_dir(str(CONFIG_DIR), version_base=None):
-            return hydra.compose("exgrpo_trainer", overrides=[searchpath, *overrides])
+            return _with_window(hydra.compose("exgrpo_trainer", overrides=[searchpath, *overrides]))
     except (HydraException, OmegaConfBaseException, ValueError) as error:
         raise CompositionError(_explain(error)) from error
+
+
+def _with_window(config: DictConfig) -> DictConfig:
+    """`rollout.max_model_len`, where it is null, as prompt and response together: verl hands null on, and vLLM then keeps room
+    for the model's whole window (131,072 tokens of a Llama). Lengths that are no numbers are for the checks to refuse."""
+    lengths = [OmegaConf.select(config, f"data.max_{part}_length") for part in ("prompt", "response")]
+    key = "actor_rollout_ref.rollout.max_model_len"
+    if OmegaConf.select(config, key) is None and all(type(length) is int for length in lengths):
+        OmegaConf.update(config, key, sum(lengths))
+    return config
 
 
 @contextlib.contextmanager
