@@ -83,7 +83,7 @@ class TinyTransformer(nn.Module):
         if length > 1:  # a single column sees all before it
             seen = seen & torch.ones(length, start + length, dtype=torch.bool).tril(start)
         # Made once for all layers: attention would make it of a boolean mask in each.
-        allowed = torch.zeros(()).masked_fill(~seen, -torch.inf).unsqueeze(1)
+        allowed = self.positions.weight.new_zeros(()).masked_fill(~seen, -torch.inf).unsqueeze(1)
         x = self.tokens(ids) + self.positions.weight[start : start + length]
         for i, block in enumerate(self.blocks):
             x = block(x, allowed, None if cache is None else cache[i], start)
