@@ -234,6 +234,8 @@ def test_resume_disabled_does_not_write_over_checkpoints(configure, run, tmp_pat
         ("actor_rollout_ref.rollout.n=4", "group_size"),
         ("actor_rollout_ref.rollout.temperature=0.7", "temperature"),
         ("actor_rollout_ref.model.path=Qwen/Qwen2.5-7B", "model"),
+        ("actor_rollout_ref.model.lora_rank=8", "model"),
+        ("actor_rollout_ref.model.lora_alpha=8", "model"),
         ("data.max_response_length=32", "length"),
         ("preset.template=think", "chat_template"),
         ("data.apply_chat_template_kwargs.enable_thinking=false", "chat_template"),
