@@ -130,25 +130,36 @@ def progress(console: Console) -> Iterator[Progress]:
 
 def _import(args: argparse.Namespace, console: Console) -> tuple[dict, Any]:
     columns = Columns(args.question_key, args.prompt_key, args.response_key)
-    sources = [Source(path, columns) for path in args.files]
-    config, settings = _configured(args)
-    with contextlib.chdir(ROOT) if names_script(args.target) and not args.data else contextlib.nullcontext():
-        target = Target.of(config)
+    sources = [Source(path.resolve(), columns) for path in args.files]
+    into, (config, settings) = args.into.resolve(), _configured(args)
+    # A script runs in the root of the repository, and its paths are relative to that.
+    with contextlib.chdir(ROOT) if names_script(args.target) else contextlib.nullcontext():
+        report = _imported(args, config, settings, sources, into, console)
+    return {"into": str(args.into)} | report, output.show_import
+
+
+def _imported(
+    args: argparse.Namespace,
+    config: DictConfig,
+    settings: ExperienceConfig,
+    sources: list[Source],
+    into: Path,
+    console: Console,
+) -> dict:
+    """Import all sources and write `into`, a state or a parquet file; the report."""
+    target = Target.of(config)
     fingerprint = dict(run_fingerprint(config, target, IMPORTED))
-    table_only = args.into.suffix == ".parquet"
-    buffer, extra = (
-        (ExperienceBuffer(fingerprint["group_size"]), {})
-        if table_only
-        else state.opened(args.into, fingerprint, fingerprint["group_size"])
-    )
+    size = fingerprint["group_size"]
+    if into.suffix == ".parquet":
+        buffer = ExperienceBuffer(size)
+        report = _read(args, config, target, buffer, settings, sources, console)
+        _write_table(into, buffer, target)
+        return report
+    buffer, extra = state.opened(into, fingerprint, size)
     report = _read(args, config, target, buffer, settings, sources, console)
-    answer = {"into": str(args.into)} | report
-    if table_only:
-        _write_table(args.into, buffer, target)
-    else:
-        imports = [*extra.get("imports", []), answer | {"files": [str(file) for file in args.files]}]
-        state.write(args.into, buffer, fingerprint, extra | {"imports": imports}, target.renderer.tokenizer)
-    return answer, output.show_import
+    imports = [*extra.get("imports", []), report | {"files": [str(source.path) for source in sources]}]
+    state.write(into, buffer, fingerprint, extra | {"imports": imports}, target.renderer.tokenizer)
+    return report
 
 
 def _configured(args: argparse.Namespace) -> tuple[DictConfig, ExperienceConfig]:
