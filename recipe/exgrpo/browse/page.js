@@ -192,7 +192,7 @@ async function showTrajectory(parent, i) {
       fact("age, steps", number(about.step - all.born[i])), fact("uses", number(all.uses[i])),
       fact("last ratio", number(all.ratio[i])), fact("entropy when last scored, nats", number(all.entropy[i])),
       fact("its group", all.size[i] ? `${all.solved[i]} of ${all.size[i]} solved` : "–"), fact("advantage then", number(all.advantage[i])),
-      fact("tokens", number(all.length[i])), fact("source", oneLine(String(origin.source || "–")))));
+      fact("tokens", number(all.length[i])), fact("source", oneLine(String(origin.source || "–"))), fact("its log-probs", oneLine(String(origin.behaviour || "–")))));
   const tokens = await tokensOf(i);
   if (tokens === null) {
     parent.append(note("Its tokens are not in this file: --token-mb takes more, --serve shows those of all."));
