@@ -143,13 +143,18 @@ class ExGRPOTrainer(PPOTrainerSync):
             num_prompts is not None
         ):  # verl asks for more questions in place of failed groups, or of those without variance
             self._check_generated(num_prompts)
-            return super()._next_train_batch(num_prompts)
+            return self._counted(super()._next_train_batch(num_prompts))
         self.current = Step(number=self.global_steps)
         self.cursor = Cursor(super()._fetch_one_gen_batch, self.train_dataset, self.question_rows)
         rows = [self._row(slot) for slot in self.policy.plan(self.config.data.train_batch_size, self.cursor)]
         batch = tu.concat_tensordict(rows) if len(rows) > 1 else rows[0]
         tu.assign_non_tensor_data(batch, "global_steps", self.global_steps)
-        tu.assign_non_tensor_stack(batch, "__rollout_n__", [slot.rollouts for slot in self.current.slots.values()])
+        return self._counted(batch)
+
+    def _counted(self, batch: TensorDict) -> TensorDict:
+        """The batch with the number of rollouts that the policy wants of each row."""
+        wanted = [self.current.slots[uid].rollouts for uid in batch["uid"]]
+        tu.assign_non_tensor_stack(batch, "__rollout_n__", wanted)
         return batch
 
     def _check_generated(self, more: int) -> None:
