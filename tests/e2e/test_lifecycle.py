@@ -61,7 +61,9 @@ def command(folder: Path, *overrides: str) -> dict:
 def start(folder: Path, *overrides: str) -> Started:
     log = folder.with_suffix(f".{time.monotonic_ns()}.log")
     with log.open("w") as output:
-        process = subprocess.Popen(**command(folder, *overrides), stdout=output, stderr=subprocess.STDOUT)
+        process = subprocess.Popen(
+            **command(folder, *overrides), stdout=output, stderr=subprocess.STDOUT, start_new_session=True
+        )
     return Started(folder, log, process)
 
 
@@ -133,6 +135,30 @@ def test_the_log_is_short_and_nothing_stays_in_shared_memory(stopped):
     assert not any("'actor_rollout_ref'" in line for line in stopped.run.lines), "verl's dump of the configuration"
     assert left_in_shared_memory(stopped.began) == []
     assert (stopped.run.folder / NAME).read_text() == ""
+
+
+@pytest.mark.parametrize(
+    ("number", "send"),
+    [
+        pytest.param(signal.SIGINT, os.killpg, id="Ctrl-C, which a terminal sends to all processes"),
+        pytest.param(signal.SIGUSR1, os.kill, id="SIGUSR1", marks=pytest.mark.scripts),
+    ],
+)
+def test_other_signals_do_the_same(stopped, number, send):
+    """On the run that the same command resumes."""
+    reached = last_step(stopped.run.folder)
+    run = start(stopped.run.folder, "trainer.save_freq=500")
+    try:
+        run.wait_for(lambda: last_step(run.folder) > reached)
+        send(run.process.pid, number)
+        run.process.wait(timeout=240)
+    finally:
+        run.process.kill()
+    assert run.process.returncode == 75, run.lines[-20:]
+    assert any(f"{number.name}: the run ends after this step, saved" in line for line in run.lines)
+    assert run.lines[-1].startswith(f"stopped after step {last_step(run.folder)} of 1000: {run.folder}")
+    assert tracked_step(run.folder) == last_step(run.folder) > reached
+    assert [found.problems for found in checkpoints(run.folder)] == [()]
 
 
 def test_an_engine_killed_in_a_rollout_ends_the_run_with_its_cause_last(stopped):

@@ -67,8 +67,8 @@ def test_runs_that_share_no_step_have_no_level():
 
 def test_settings_are_never_compared_and_several_columns_may_pair():
     runs = {
-        ("chain", "a", 1, 0): {0: 0.1}, ("chain", "a", 2, 0): {0: 0.3}, ("chain", "b", 2, 0): {0: 0.4},
-        ("sums", "b", 1, 0): {0: 0.9},
+        ("chain", "a", 1, 0): {4: 0.1}, ("chain", "a", 2, 0): {4: 0.3}, ("chain", "b", 2, 0): {4: 0.4},
+        ("sums", "b", 1, 0): {4: 0.9},
     }  # fmt: skip
     found = comparison(runs, settings=("family",), seeds=("base_seed", "seed"))
     assert found.difference(("chain", "b"), "a").to_numpy() == pytest.approx(np.array([[0.1]]))

@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from recipe.exgrpo.runs.stopping import NAME, SIGNALS, Signals, requested
+from recipe.exgrpo.runs.stopping import NAME, OWN_GROUPS, SIGNALS, Signals, requested
 
 
 @pytest.fixture
@@ -31,6 +31,16 @@ def start(tmp_path, handlers):
     yield make
     for signals in made:
         signals.close()
+
+
+@pytest.mark.parametrize(("set_before", "value"), [(None, "1"), ("0", "0")])
+def test_rays_workers_get_groups_of_their_own(start, monkeypatch, set_before, value):
+    monkeypatch.delenv(OWN_GROUPS, raising=False)
+    if set_before is not None:
+        monkeypatch.setenv(OWN_GROUPS, set_before)
+    start()
+    assert os.environ[OWN_GROUPS] == value
+    monkeypatch.setenv(OWN_GROUPS, value)  # so that it is taken back
 
 
 @pytest.mark.parametrize("number", SIGNALS)

@@ -1,5 +1,6 @@
 """The trainer's plan of a step on verl's own fetching code: what is replayed, what is fresh, how far the cursor moves."""
 
+import dataclasses
 from collections import Counter
 
 import pytest
@@ -44,7 +45,12 @@ def trainer(dataset_size=30, eligible=(), retired=(), rho=0.5, kind=ExGRPOTraine
     found.question_rows = index_questions(row["extra_info"] for row in found.train_dataset)
     found.train_dataloader = [collate_fn([row]) for row in found.train_dataset]
     found.train_dataloader_it = None
-    found.config = OmegaConf.create({"data": {"train_batch_size": B, "gen_batch_size": 1}})
+    found.config = OmegaConf.create(
+        {
+            "data": {"train_batch_size": B, "gen_batch_size": 1},
+            "algorithm": {"filter_groups": {"max_num_gen_batches": 0}},
+        }
+    )
     for i in eligible:
         found.policy.store.record(f"q{i}", 1 + i % (K - 1))
         found.policy.store.add(f"q{i}", Response([i], [-1.0]), 1.0, step=1)
@@ -191,10 +197,18 @@ def test_groups_that_failed_are_refilled_with_fresh_questions_of_k():
     first = found._next_train_batch()
     refill = found._next_train_batch(2)
     assert ids(refill) == ["q4", "q5"]
-    assert "__rollout_n__" not in refill  # verl's default is K
+    assert rollouts(refill) == [K, K]
     assert list(questions(found).values()) == [*ids(first), "q4", "q5"]
     assert {slot.rollouts for slot in list(found.current.slots.values())[-2:]} == {K}
     assert len(planned(found)) == 4
+
+
+def test_a_policy_says_how_many_rollouts_a_question_in_place_of_a_failed_group_has(monkeypatch):
+    found = trainer()
+    found._next_train_batch()
+    draw = found.policy.draw
+    monkeypatch.setattr(found.policy, "draw", lambda dataset: dataclasses.replace(draw(dataset), rollouts=K + 3))
+    assert rollouts(found._next_train_batch(2)) == [K + 3] * 2
 
 
 def test_questions_in_place_of_failed_groups_are_none_of_the_step_and_not_retired():

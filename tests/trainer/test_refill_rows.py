@@ -10,7 +10,7 @@ from verl.trainer.ppo.padding_utils import upsample_batch_to_divisible_size
 
 from recipe.exgrpo.core.buffer import Provenance, Response
 from recipe.exgrpo.core.policies.policy import Arrangement, Placed, Slot, Tools
-from recipe.exgrpo.trainer.rows import FLAG, IN_UPDATE, nested, read_responses, write_advantages
+from recipe.exgrpo.trainer.rows import FLAG, IN_UPDATE, nested, put, read_responses, write_advantages
 from recipe.exgrpo.trainer.step import Step
 from recipe.exgrpo.trainer.stored_rows import FRESH_ONLY
 
@@ -280,3 +280,18 @@ def test_flags_follow_the_band(rollouts, opened, band, kept):
     assert {key.split("_")[0] for key, row in rows.items() if row[IN_UPDATE] == 1} == kept
     assert {key.split("_")[0] for key, row in rows.items() if row[IN_UPDATE] == 0} == set(BY_BAND) - kept
     assert all(bool(row["response_mask"].all()) for row in rows.values())  # verl's own metrics still see every token
+
+
+def test_tool_tokens_of_a_rollout_that_was_replaced_are_refused(opened):
+    """Its row is no longer in the queue when it is read."""
+    step, batch = opened()
+    (position,) = (i for i, group in enumerate(step.groups) if group.question == "id of unsolved")
+    member = (position, 2)
+    put([step.key(member)], "train", loss_mask=nested([torch.tensor([1, 1, 0])]))
+    policy = refill()
+    store(policy, response(40, 3), successes=1)
+    placed = Placed(policy.store.trajectory(int(policy.store.rows("past")[0])), 0.75)
+    step.arrange(batch, Arrangement([member], [placed]))
+    assert step.key(member) in step.replaced
+    with pytest.raises(NotImplementedError, match=rf"{step.key(member)}.*rollout\.multi_turn\.enable=false"):
+        step.read([member])

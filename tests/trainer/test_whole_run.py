@@ -6,8 +6,11 @@ from the script and the weights alone, by the metrics, or by what a resumed run 
 
 import dataclasses
 import os
+import re
+import resource
 import shutil
 import socket
+import subprocess
 from collections import Counter, defaultdict
 
 import numpy as np
@@ -16,7 +19,10 @@ import torch
 from oracle import Float64, Found, Objective, Row, gradient
 from whole_runs import MODEL, SIZES, SOLVED, B, K, Rollout, Run, Runs, Update
 
+from recipe.exgrpo.runs.folder import checkpoints, tracked_step
 from recipe.exgrpo.runs.history import read_history
+from recipe.exgrpo.trainer.lifecycle import SaveError
+from recipe.exgrpo.trainer.trainer import ExGRPOTrainer
 from recipe.exgrpo.trainer.worker import ExGRPOWorker
 
 pytestmark = pytest.mark.verl
@@ -540,6 +546,26 @@ def check_choice(choice: dict, stored: list[Rollout], replayed: dict[str, Rollou
     assert stored[order[0]] == replayed[choice["question"][0]]
 
 
+def test_a_scored_rank_rule_from_outside_gets_the_policys_own_likelihoods(runs, model):
+    """`outside_policy.least_likely` by the trainer's scoring: of a question's stored successes the one of largest mean nll."""
+    run = runs("least_likely", 4, *AT_ONCE, "exgrpo.rank=outside_policy:least_likely")
+    stored, chosen, otherwise = defaultdict(list), 0, 0
+    for step in steps_of(run, model):
+        model.at(step.updates[0].weights)
+        for source in step.sources.values():
+            rows = [Row(one.prompt, one.response, one.reward) for one in stored[source.question]]
+            nll = [-float(model.log_probs(row, 1.0).mean()) for row in rows]
+            assert stored[source.question][int(np.argmax(nll))] == source
+            otherwise += int(np.argmax(nll)) != int(np.argmin([model.mean_entropy(row, 1.0) for row in rows]))
+            chosen += len(rows) > 1
+        assert run.metrics[step.number]["experience/candidates_scored"] >= len(step.sources)
+        for uid, question in step.questions.items():
+            new = [r for key, r in run.script.rollouts.items() if key.rsplit("_", 2)[0] == uid and r.reward > 0.5]
+            stored[question] += new if 0 < step.successes(uid) < K else []
+    assert chosen >= 2
+    assert otherwise >= 1  # ExGRPO's own rule would have chosen others
+
+
 def test_the_history_of_refill_names_the_rows_that_were_placed(runs):
     run = runs("history_refill", 3, *AT_ONCE, "method=refill")
     lines = list(read_history(run.folder / "history.jsonl"))
@@ -576,6 +602,44 @@ def test_headroom_brings_whole_groups_while_the_policy_is_near(runs, model, boun
         seen["drawn"] += len(found)
         seen["refused"] += metrics["experience/refused_groups"]
     assert (seen["drawn"] > 0, seen["refused"] > 0) == (bound > 1, bound < 1)
+
+
+def test_grpo_divides_by_the_deviation(runs, model):
+    run = runs("grpo", 2, *MOVING, "method=grpo")
+    for step in steps_of(run, model):
+        groups = []
+        for rows in step.groups.values():
+            rewards = np.array([row.reward for row in rows])
+            scaled = (rewards - rewards.mean()) / (rewards.std(ddof=1) + 1e-6)
+            pairs = zip(rows, scaled.tolist(), strict=True)
+            groups.append([dataclasses.replace(row, advantage=advantage) for row, advantage in pairs])
+        check(step, model, groups, objective_of())
+        assert not step.sources
+
+
+def test_rescue_puts_a_success_into_groups_that_failed_altogether(runs, model):
+    """From step 4 on, the second epoch, nothing is solved any more; q4 and q11 never were."""
+
+    def reward(question, step, session):
+        return float(step < 4 and session < SOLVED[question])
+
+    run = runs("rescue", 4, *AT_ONCE, "method=rescue", reward=reward)
+    rescued = 0
+    for step in steps_of(run, model):
+        # A stored row has a uid of its own; with the K - 1 rollouts that are left it is the group of its question.
+        stored = {s.question: step.groups[key.rsplit("_", 2)[0]][0] for key, s in step.sources.items()}
+        groups = []
+        for uid, rows in step.groups.items():
+            if uid in step.questions:
+                past = stored.get(step.questions[uid])
+                mean = (sum(row.reward for row in rows) + (past is not None)) / K
+                groups.append([dataclasses.replace(row, advantage=row.reward - mean) for row in rows])
+                groups[-1] += [] if past is None else [dataclasses.replace(past, advantage=1 - mean)]
+                assert len(groups[-1]) == K
+        check(step, model, groups, objective_of(shaping="clip"))
+        assert run.metrics[step.number]["experience/rescued_groups"] == len(stored)
+        rescued += len(stored)
+    assert rescued == 4  # q0 to q3, of which each was solved by some
 
 
 def frozen(group: list[Row]) -> list[Row]:
@@ -632,3 +696,59 @@ def test_a_resumed_run_does_what_the_uninterrupted_one_did(runs):
     for name in ("buffer_trajectories", "retired_questions", "reviewed", "replayed_questions", "reuse_max"):
         assert resumed.metrics[4][f"experience/{name}"] == whole.metrics[4][f"experience/{name}"], name
     assert whole.metrics[4]["experience/replayed_questions"] == 1
+
+
+# ---- a disk that fills up while verl saves
+
+
+@pytest.fixture
+def small_disk(runs):
+    """A file system of 7 MB under the run folder "small", room for one checkpoint of the toy model and not for two."""
+    folder = runs.folder / "small"
+    folder.mkdir()
+    mount = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=7m", "tmpfs", folder], capture_output=True)
+    if mount.returncode:
+        pytest.skip("mounting takes a privilege; test_a_limit_on_files_in_a_save has none of this")
+    yield folder
+    subprocess.run(["umount", "--lazy", folder], check=True)  # a log may be open
+
+
+SAVING = ("trainer.save_freq=1", "trainer.max_actor_ckpt_to_keep=1", "exgrpo.start_threshold=null")
+
+
+def test_a_full_disk_in_a_save_is_named_and_the_same_command_goes_on(runs, small_disk):
+    with pytest.raises(SaveError) as failure:
+        runs("small", 2, *SAVING)
+    text = str(failure.value)
+    needed, free = (
+        int(found.replace(",", "")) for found in re.findall(r"([\d,]+) (?:bytes are needed|were free)", text)
+    )
+    assert text.startswith(f"{small_disk}/global_step_2 was not saved, its disk is full: ")
+    assert 3_000_000 < needed < 7_000_000
+    assert 0 <= free < needed
+    assert f"the newest whole checkpoint is {small_disk}/global_step_1" in text
+    assert [(found.step, found.problems) for found in checkpoints(small_disk)] == [(1, ())]
+    assert tracked_step(small_disk) == 1
+    subprocess.run(["mount", "-o", "remount,size=20m", small_disk], check=True)
+    assert sorted(runs("small", 2, *SAVING).metrics) == [1, 2]
+    assert tracked_step(small_disk) == 2
+
+
+def test_a_limit_on_files_in_a_save_is_named(runs, monkeypatch):
+    """`ulimit -f`, which torch's writer reports as it does a full disk."""
+    runs("limited", 1, *SAVING)
+    folder, save = runs.folder / "limited", ExGRPOTrainer._save_checkpoint
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+
+    def limited(trainer):
+        resource.setrlimit(resource.RLIMIT_FSIZE, (300_000, limits[1]))
+        try:
+            save(trainer)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+    monkeypatch.setattr(ExGRPOTrainer, "_save_checkpoint", limited)
+    with pytest.raises(SaveError, match=r"global_step_2 was not saved, no file may have more than 300,000 bytes here"):
+        runs("limited", 2, *SAVING)
+    assert [(found.step, found.problems) for found in checkpoints(folder)] == [(1, ())]
+    assert tracked_step(folder) == 1

@@ -97,6 +97,7 @@ def _receive(connection: socket.socket) -> tuple[dict, list[int]]:
 
 def _become_worker(request: dict, streams: list[int]) -> None:
     """Run the script of the request as its own interpreter would, and exit."""
+    os.setpgid(0, 0)  # a terminal sends Ctrl-C to the driver's process group, and vLLM's engines would end by it
     signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     signal.pthread_sigmask(signal.SIG_SETMASK, request["blocked"])

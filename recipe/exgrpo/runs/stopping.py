@@ -15,6 +15,7 @@ from types import FrameType
 logger = logging.getLogger(__name__)
 
 NAME = "run.stop"
+OWN_GROUPS = "RAY_process_group_cleanup_enabled"  # read by Ray's daemon when it starts: a process group for each worker
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 STOPPED = 75  # EX_TEMPFAIL: run the same command again
 LEAVE_S = 30.0  # to unwind after the second signal
@@ -47,7 +48,11 @@ class Signals:
         self._timers: list[threading.Timer] = []
 
     def install(self) -> None:
-        """Take the signals over, from now on; Ray takes SIGTERM for itself while it starts, so call it again then."""
+        """Take the signals over, from now on; Ray takes SIGTERM for itself while it starts, so call it again then.
+
+        Ray's workers, and with them vLLM's engines, leave our process group, to all of which a terminal sends Ctrl-C.
+        """
+        os.environ.setdefault(OWN_GROUPS, "1")
         for number in SIGNALS:
             signal.signal(number, self._handle)
 

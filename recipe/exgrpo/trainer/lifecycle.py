@@ -3,6 +3,7 @@
 import errno
 import json
 import logging
+import resource
 import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -92,7 +93,7 @@ def save_checkpoint(root: Path, step: int, keep: int | None, save: Callable[[], 
 def _disk_is_full(error: BaseException) -> bool:
     inner: BaseException | None = error
     while inner is not None:
-        if getattr(inner, "errno", None) in (errno.ENOSPC, errno.EDQUOT):
+        if getattr(inner, "errno", None) in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             return True
         if any(words in str(inner).lower() for words in FULL):
             return True
@@ -104,12 +105,21 @@ def _full(folder: Path, before: Checkpoint | None) -> str:
     """The sentence about a full disk; what was written is removed, which makes room for the next attempt."""
     torn, free = Checkpoint(folder).bytes, shutil.disk_usage(folder.parent).free
     needed = f"{before.bytes:,}" if before else f"more than {torn:,}"
+    reason = _reason(free, before.bytes if before else torn)
     remove_checkpoint(folder)
     newest = f"the newest whole checkpoint is {before.path}" if before else "there is no earlier checkpoint"
     return (
-        f"{folder} was not saved, its disk is full: {needed} bytes are needed, {free:,} were free with {torn:,} of it written; "
+        f"{folder} was not saved, {reason}: {needed} bytes are needed, {free:,} were free with {torn:,} of it written; "
         f"the incomplete folder is removed, {newest}. Make room, or set trainer.max_actor_ckpt_to_keep=1."
     )
+
+
+def _reason(free: int, needed: int) -> str:
+    """torch's writer says the same of a full disk and of a file that may not grow any more."""
+    limit, _ = resource.getrlimit(resource.RLIMIT_FSIZE)
+    if limit != resource.RLIM_INFINITY and needed <= free:
+        return f"no file may have more than {limit:,} bytes here (ulimit -f)"
+    return "its disk is full"
 
 
 # ---- engines

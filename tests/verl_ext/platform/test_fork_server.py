@@ -26,6 +26,7 @@ print(json.dumps({
     "argv": sys.argv,
     "env": os.environ.get("FROM_RAY"),
     "cwd": os.getcwd(),
+    "own_group": os.getpgrp() == os.getpid(),
     "preloaded": "colorsys" in sys.modules,
     "signals": [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGCHLD)]
     == [signal.default_int_handler, signal.SIG_DFL],
@@ -67,6 +68,7 @@ def test_a_forked_worker_is_as_its_own_interpreter_would_be(driver, worker, tmp_
     assert found["cwd"] == str(tmp_path)
     assert found["preloaded"]
     assert found["signals"]
+    assert found["own_group"], "a terminal's Ctrl-C is for the driver"
     assert found["may_have_children"]
 
 
