@@ -93,26 +93,26 @@ def test_questions_are_listed_searched_and_sorted(visit, browser, page):
     text = visit(page, "#questions")
     for name in HOSTILE_IDS:
         assert seen(name) in text
-    box = browser.find_element("css selector", "#questions input")
+    box = browser.find_element("css selector", "#tab-questions input")
     box.send_keys("retired")
-    rows = browser.find_elements("css selector", "#questions tbody tr")
+    rows = browser.find_elements("css selector", "#tab-questions tbody tr")
     assert [row.text.startswith("4") for row in rows] == [True]
     box.clear()
     box.send_keys("nothing like it")
-    assert "nothing found" in browser.find_element("css selector", "#questions .pager").text
+    assert "nothing found" in browser.find_element("css selector", "#tab-questions .pager").text
     visit(page, "#questions")
     for first, last in (("0", "lone"), ("lone", "0")):  # rising, then falling
-        browser.find_elements("css selector", "#questions th")[0].click()
-        rows = browser.find_elements("css selector", "#questions tbody tr")
+        browser.find_elements("css selector", "#tab-questions th")[0].click()
+        rows = browser.find_elements("css selector", "#tab-questions tbody tr")
         assert rows[0].text.startswith(first)
         assert rows[-1].text.startswith(last)
 
 
 def test_a_click_leads_from_a_question_to_a_trajectory(visit, browser, page):
     visit(page, "#questions")
-    browser.find_elements("css selector", "#questions tbody tr")[0].click()
+    browser.find_elements("css selector", "#tab-questions tbody tr")[0].click()
     visit(page, browser.execute_script("return location.hash"))
-    browser.find_elements("css selector", "#questions tbody tr")[0].click()
+    browser.find_elements("css selector", "#tab-questions tbody tr")[0].click()
     assert browser.execute_script("return location.hash").startswith("#trajectory=")
 
 

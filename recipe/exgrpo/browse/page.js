@@ -366,9 +366,9 @@ function go(hash) {
 
 async function show() {
   const where = place();
-  for (const section of document.querySelectorAll("main section")) section.hidden = section.id !== where.tab;
+  for (const section of document.querySelectorAll("main section")) section.hidden = section.id !== `tab-${where.tab}`;
   for (const button of document.querySelectorAll("#tabs button[data-tab]")) button.className = button.dataset.tab === where.tab ? "here" : "";
-  const section = document.getElementById(where.tab);
+  const section = document.getElementById(`tab-${where.tab}`);
   const drawn = where.tab === "curves" || where.tab === "buckets";
   const parent = drawn ? section : make("div");
   await SHOW[where.tab](parent, where);
