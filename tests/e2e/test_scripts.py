@@ -84,17 +84,27 @@ def expect_method(config, rows: list[dict]) -> None:
         assert first[out] >= config.actor_rollout_ref.rollout.n * outside
         assert first[out] + second[out] > 0  # half the toy questions are outside any band
         assert first[out] % config.actor_rollout_ref.rollout.n == 0
-    if policy in ("on_policy", "masked"):
+    if policy in ("on_policy", "masked", "grpo", "prompts"):
         assert first["experience/buffer_trajectories"] == second["experience/replayed_rows"] == 0
+        assert (first["experience/kept_prompts"] > 0) == (policy == "prompts")  # none may come before its cooldown
         return
-    if policy == "refill":
+    if policy == "repo":
+        assert first["experience/added"] > 0
+        assert second["experience/extra_rows"] == second["experience/replayed_rows"]  # zero, where no question came again
+        return
+    if policy == "rescue":
+        assert first["experience/added"] > 0
+        assert second["experience/replayed_rows"] == second["experience/rescued_groups"]
+        assert second[out] == 0
+        return
+    if policy in ("refill", "headroom", "anchored"):
         assert first["experience/added"] > 0
         assert first["experience/replayed_rows"] == 0
         # Every group of the second step may have had variance; test_refill.py has steps enough to see places taken for certain.
         assert second["experience/replayed_rows"] <= second["experience/freed_rows"]
         assert second[out] == second["experience/freed_rows"] - second["experience/replayed_rows"]
         return
-    assert first["experience/added"] > 0
+    assert first["experience/added"] > 0 or config.exgrpo.admit == "lone_success"
     assert first["experience/planned_questions"] == 0
     assert second["experience/planned_questions"] == min(
         int(config.exgrpo.rho * config.data.train_batch_size), first["experience/buffer_questions"]

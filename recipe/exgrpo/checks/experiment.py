@@ -19,7 +19,7 @@ EXPERIMENT = {
     "policy": (
         *(f"exgrpo.{key}" for key in ("policy", "admit", "rank", "gate", "place", "inject", "rho", "start_threshold")),
         "exgrpo.dynamic_sampling",
-        *(f"exgrpo.{node}." for node in ("question", "bookkeeping", "mask", "refill", "options")),
+        *(f"exgrpo.{node}." for node in ("question", "bookkeeping", "mask", "refill", "rows", "prompts", "options")),
     ),
     "loss": (
         *(

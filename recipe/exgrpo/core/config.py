@@ -206,24 +206,51 @@ class RefillConfig:
 
 @dataclass(frozen=True)
 class RowsConfig:
-    """Stored trajectories as rows of their own (policies refill, headroom; docs/methods.md has each one's keys).
+    """Stored trajectories as rows of their own (docs/methods.md has each policy's keys).
 
     `extra`: so many rows on top of the batch, as a share of its rows; 0: in the rows of zero-variance groups instead.
     `max_drift` bounds the mean squared change of a stored group's log-probs (gate `drift`, squared nats), and `capacity` the
-    groups that are kept, in batches of questions, first in, first out (policy `headroom`).
+    groups that are kept, in batches of questions, first in, first out (policy `headroom`). `alpha` is the exponent of
+    priorities, and `decay_steps` the age, in steps, at which one has fallen to 1/e (ranks `advantage`, `fresh`; policy
+    `anchored`). `per_question` stored rollouts come back with their question (policy `repo`).
     """
 
     extra: float = 0.0
     max_drift: float = 1e-3
     capacity: float = 2.0
+    alpha: float = 0.5
+    decay_steps: float = 500.0
+    per_question: int = 8
 
     def __post_init__(self) -> None:
         _require(
             0 <= self.extra <= 1,
             f"exgrpo.rows.extra is a share of the batch's rows and must be in [0, 1]; got {self.extra}.",
         )
-        for name in ("max_drift", "capacity"):
+        for name in ("max_drift", "capacity", "decay_steps"):
             _require(getattr(self, name) > 0, f"exgrpo.rows.{name} must be positive; got {getattr(self, name)}.")
+        _require(self.alpha >= 0, f"exgrpo.rows.alpha must be at least 0 (0: uniform); got {self.alpha}.")
+        _require(
+            self.per_question >= 2,
+            f"exgrpo.rows.per_question must be at least 2: advantages are among them; got {self.per_question}.",
+        )
+
+
+@dataclass(frozen=True)
+class PromptsConfig:
+    """Prompt replay (`exgrpo.policy: prompts`, arXiv 2603.21177): pass rates, bounds included, at which a question is kept.
+
+    `low: 0` and `high: 0.499` is the buffer of hard questions of ZPPO (2606.18216), without its teacher.
+    """
+
+    low: float = 0.25
+    high: float = 0.75
+
+    def __post_init__(self) -> None:
+        _require(
+            0 <= self.low <= self.high < 1,
+            f"exgrpo.prompts.low and high are pass rates, 0 <= low <= high < 1; got {self.low} and {self.high}.",
+        )
 
 
 @dataclass(frozen=True)
@@ -316,6 +343,7 @@ class ExGRPOConfig:
     mask: MaskConfig = field(default_factory=MaskConfig)
     refill: RefillConfig = field(default_factory=RefillConfig)
     rows: RowsConfig = field(default_factory=RowsConfig)
+    prompts: PromptsConfig = field(default_factory=PromptsConfig)
     experience: ExperienceConfig = field(default_factory=ExperienceConfig)
     options: dict | None = None
     runtime: RuntimeConfig = field(default_factory=RuntimeConfig)

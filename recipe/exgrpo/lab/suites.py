@@ -28,6 +28,7 @@ LAB_ONLY: dict[str, dict[str, Any]] = {
     "masked_hard": {"policy": "masked", "mask": {"band": "hard"}},
     # the papers' replay on top of the batch (docs/methods.md)
     "headroom_extra": {"policy": "headroom", **AT_ONCE, "rows": {"extra": 0.5}},
+    "anchored_extra": {"policy": "anchored", **AT_ONCE, "buffer": {"max_age_steps": 9}, "rows": {"extra": 0.5}},
     # controls
     "no_retirement": {"bookkeeping": {"retire": False}},
     "fresh_counts": {"bookkeeping": {"fresh_only": True}},
@@ -56,6 +57,13 @@ METHODS = (
     "su01",
     "headroom",
     "headroom_extra",
+    "rescue",
+    "anchored",
+    "anchored_extra",
+    "freshper",
+    "repo",
+    "prompts",
+    "grpo",
     "luffy",
     "rlep",
     "dynamic_sampling",

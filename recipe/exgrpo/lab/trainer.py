@@ -132,7 +132,7 @@ class Lab:
             groups[i].joined += trajectories
             rows[i] += [self.joined_row(trajectory) for trajectory in trajectories]
         self.write_behaviour([row for members in rows for row in members])
-        write_advantages(rows)
+        write_advantages(rows, policy.by_std)
         arrangement = policy.arrange(groups, tools, step)
         silent = without_signal(groups, arrangement) if self.loss.denominator == "mixed" else ()
         batch = arranged(arrangement, rows, silent)
@@ -351,10 +351,10 @@ def stored_row(placed: Placed) -> Row:
     )  # fmt: skip
 
 
-def write_advantages(groups: list[list[Row]]) -> None:
-    """Dr.GRPO advantages over the mixed groups (Eq. 2)."""
+def write_advantages(groups: list[list[Row]], by_std: bool = False) -> None:
+    """Dr.GRPO advantages over the mixed groups (Eq. 2), or GRPO's."""
     rows = [row for group in groups for row in group]
     owners = np.array([i for i, group in enumerate(groups) for _ in group])
-    advantages = group_advantages(torch.tensor([row.reward for row in rows]), owners)
+    advantages = group_advantages(torch.tensor([row.reward for row in rows]), owners, normalize_by_std=by_std)
     for row, advantage in zip(rows, advantages.tolist(), strict=True):
         row.advantage = advantage

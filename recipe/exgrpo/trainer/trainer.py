@@ -80,6 +80,8 @@ class ExGRPOTrainer(PPOTrainerSync):
             # verl derives its asynchronous code paths from any name other than this one.
             config.trainer.v1.trainer_mode = "sync"
             config.algorithm.adv_estimator = "grpo" if self.policy.loss is None else ESTIMATOR
+            if self.policy.by_std:
+                config.algorithm.norm_adv_by_std_in_grpo = True
             if self.settings.runtime.seeded_rollouts:
                 config.actor_rollout_ref.rollout.agent.default_agent_loop = "seeded_single_turn"
                 config.actor_rollout_ref.rollout.agent.agent_loop_config_path = str(AGENT_LOOPS)

@@ -138,7 +138,7 @@ def test_only_drawing_rules_consume_the_generator(rank):
     around = context()
     RANK[rank](candidates(successes=[1, 2]), scores_of([1.0, 2.0]), around)
     touched = around.rng.bit_generator.state != np.random.default_rng(0).bit_generator.state
-    assert touched == (rank in ("random", "rarity"))
+    assert touched == (rank in ("random", "rarity", "advantage", "fresh"))
 
 
 def test_drawn_is_a_draw_without_replacement_with_weights():

@@ -1,12 +1,17 @@
 """What a training step asks of a method: one class a method, driven by the verl trainer and the laboratory alike."""
 
 from recipe.exgrpo.core.config import ExGRPOConfig, build
+from recipe.exgrpo.core.policies.anchored import Anchored
 from recipe.exgrpo.core.policies.exgrpo import ExGRPO
+from recipe.exgrpo.core.policies.grpo import GRPO
 from recipe.exgrpo.core.policies.headroom import Headroom
 from recipe.exgrpo.core.policies.luffy import Luffy
 from recipe.exgrpo.core.policies.masked import Masked
 from recipe.exgrpo.core.policies.policy import Policy
+from recipe.exgrpo.core.policies.prompts import Prompts
 from recipe.exgrpo.core.policies.refill import Refill
+from recipe.exgrpo.core.policies.repo import RePO
+from recipe.exgrpo.core.policies.rescue import Rescue
 from recipe.exgrpo.core.policies.rlep import Rlep
 from recipe.exgrpo.core.policies.rules import find
 
@@ -17,6 +22,11 @@ POLICIES: dict[str, type[Policy]] = {
     "on_policy": Policy,
     "refill": Refill,
     "headroom": Headroom,
+    "rescue": Rescue,
+    "anchored": Anchored,
+    "repo": RePO,
+    "prompts": Prompts,
+    "grpo": GRPO,
     "masked": Masked,
     "luffy": Luffy,
     "rlep": Rlep,

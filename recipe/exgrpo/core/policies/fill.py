@@ -13,6 +13,7 @@ from recipe.exgrpo.core.buffer import Candidates, ExperienceBuffer, Trajectory
 from recipe.exgrpo.core.config import LossConfig
 from recipe.exgrpo.core.policies.policy import Arrangement, Group, Placed, Tools
 from recipe.exgrpo.core.policies.replay import Replay
+from recipe.exgrpo.core.policies.rules import needs_scores
 from recipe.exgrpo.core.sampler import share_of
 from recipe.exgrpo.core.selection import Scores
 
@@ -60,6 +61,13 @@ class Fill(Replay):
         }
         # Equal responses count as often as they were sampled.
         return self.admit(groups, kept, tools, step, store, keep_prompt=True, keep_duplicates=True)
+
+    def scores_of(self, store: ExperienceBuffer, candidates: Candidates, tools: Tools) -> Scores | None:
+        """Scores of all `candidates` by one forward pass, where the rank rule needs them."""
+        if not needs_scores(self.rank):
+            return None
+        self.report.scored += len(candidates)
+        return tools.score([store.trajectory(int(row)) for row in candidates.row])
 
     @staticmethod
     def placed(trajectory: Trajectory) -> Placed:

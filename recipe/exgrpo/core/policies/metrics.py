@@ -26,6 +26,9 @@ METRICS = {
     "refused_groups": "Stored groups that were scored and that the gate refused (headroom).",
     "headroom_mean": "Mean headroom of the stored groups in the update: what probabilities can still move, 0 to 1 (headroom).",
     "drift_mean": "Mean drift of the stored groups in the update: squared change of their log-probs, nats squared (headroom).",
+    "rescued_groups": "Groups whose rollouts all failed and that got a stored success of their question (rescue).",
+    "kept_prompts": "Questions that are kept to be asked again, with fresh rollouts only (prompts).",
+    "graduated_prompts": "Questions that are no longer kept after this step: out of the band, or asked often enough (prompts).",
     "guided_groups": "Groups that got traces from elsewhere (luffy, rlep).",
     "imported_trajectories": "Stored trajectories that came from elsewhere (exgrpo.experience.init_from).",
     "buffer_questions": "Questions with at least one stored trajectory.",
@@ -57,6 +60,7 @@ class Report:
     freed: int = 0
     drawn_groups: int = 0
     refused: int = 0
+    rescued: int = 0
     guided: int = 0
     scored: int = 0
     added: int = 0
@@ -96,6 +100,9 @@ class Report:
             "freed_rows": self.freed,
             "drawn_groups": self.drawn_groups,
             "refused_groups": self.refused,
+            "rescued_groups": self.rescued,
+            "kept_prompts": 0,
+            "graduated_prompts": 0,
             "headroom_mean": _mean(self.headrooms),
             "drift_mean": _mean(self.drifts),
             "guided_groups": self.guided,

@@ -126,6 +126,7 @@ class Policy:
 
     Options: ClassVar[type | None] = None
     needs_all_groups: ClassVar[bool] = False  # whether groups without variance must reach it: no dynamic sampling then
+    by_std: ClassVar[bool] = False  # whether group advantages are divided by their standard deviation (GRPO)
     plans_questions: ClassVar[bool] = False  # whether stored questions are drawn: `exgrpo.inject: false` needs that
 
     def __init__(self, config: ExGRPOConfig, group_size: int, options: Any = None) -> None:

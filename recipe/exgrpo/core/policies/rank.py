@@ -9,6 +9,8 @@ from recipe.exgrpo.core.buffer import Candidates
 from recipe.exgrpo.core.policies.rules import Context, scored
 from recipe.exgrpo.core.selection import Scores
 
+PRIORITY_EPS = 1e-6  # of both papers' code: nothing has no chance at all
+
 
 def ascending(values: np.ndarray) -> np.ndarray:
     """Stable order of `values`; what is not finite comes last."""
@@ -60,6 +62,18 @@ def rarity(candidates: Candidates, scores: Scores | None, context: Context) -> n
     return drawn(rarity_weights(candidates.successes, context.group_size, context.config.refill.power), context.rng)
 
 
+def advantage(candidates: Candidates, scores: Scores | None, context: Context) -> np.ndarray:
+    """Drawn without replacement with weight (|A| + eps)^`rows.alpha`, A that of collection (arXiv 2606.04560)."""
+    return drawn((abs(candidates.advantage) + PRIORITY_EPS) ** context.config.rows.alpha, context.rng)
+
+
+def fresh(candidates: Candidates, scores: Scores | None, context: Context) -> np.ndarray:
+    """The same with weight ((|r| + eps) exp(-age / `rows.decay_steps`))^`rows.alpha` (arXiv 2604.16918)."""
+    rows = context.config.rows
+    weights = (abs(candidates.reward) + PRIORITY_EPS) * np.exp(-candidates.age(context.step) / rows.decay_steps)
+    return drawn(weights**rows.alpha, context.rng)
+
+
 def rarity_weights(successes: np.ndarray, group_size: int, power: float) -> np.ndarray:
     """(1 - k/K)^power, float64 [n], for k in 1..K-1; uniform for power 0."""
     return (1.0 - np.asarray(successes, np.float64) / group_size) ** power
@@ -75,5 +89,8 @@ def drawn(weights: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 
 RANK = {
     rule.__name__: rule
-    for rule in (lowest_entropy, highest_entropy, lowest_perplexity, headroom, random, newest, oldest, rarity)
+    for rule in (
+        *(lowest_entropy, highest_entropy, lowest_perplexity, headroom),
+        *(random, newest, oldest, rarity, advantage, fresh),
+    )
 }

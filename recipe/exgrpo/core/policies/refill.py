@@ -7,12 +7,10 @@ rollout and no updated sequence is added, and the normaliser stays the number of
 
 from collections.abc import Sequence
 
-from recipe.exgrpo.core.buffer import Candidates, ExperienceBuffer, Trajectory
+from recipe.exgrpo.core.buffer import ExperienceBuffer, Trajectory
 from recipe.exgrpo.core.config import ExGRPOConfig
 from recipe.exgrpo.core.policies.fill import Fill, StoredGroups, fitting
 from recipe.exgrpo.core.policies.policy import Group, Placed, Tools
-from recipe.exgrpo.core.policies.rules import needs_scores
-from recipe.exgrpo.core.selection import Scores
 
 
 class Refill(Fill):
@@ -33,7 +31,7 @@ class Refill(Fill):
         stored = stored[self.gate(stored.heads, self.context(step))]
         if not stored.rows:
             return []
-        scores = self._scores(store, stored.heads, tools)
+        scores = self.scores_of(store, stored.heads, tools)
         order = self.rank(stored.heads, scores, self.context(step))
         taken = fitting(order, stored.sizes, budget)
         self.consider(stored.heads, scores, order, taken, store)
@@ -48,13 +46,6 @@ class Refill(Fill):
         old = rows.age(step + 1) > bounds.max_age_steps
         self.store.drop(rows.row[old], "age")
         self.store.drop(rows.row[~old & (rows.use_count >= bounds.reps)], "reuse")
-
-    def _scores(self, store: ExperienceBuffer, heads: Candidates, tools: Tools) -> Scores | None:
-        """Scores of the first trajectory of each stored group, where the rank rule needs them."""
-        if not needs_scores(self.rank):
-            return None
-        self.report.scored = len(heads)
-        return tools.score([store.trajectory(int(row)) for row in heads.row])
 
     @staticmethod
     def placed(trajectory: Trajectory) -> Placed:
