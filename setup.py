@@ -18,8 +18,8 @@ setup(
     version="0.1.0",
     description="ExGRPO (arXiv 2510.02245): experience replay for GRPO, as a recipe on unmodified verl 0.9.1",
     license="Apache-2.0",
-    python_requires=">=3.11",
-    classifiers=["Programming Language :: Python :: 3 :: Only", "Programming Language :: Python :: 3.11"],
+    python_requires=">=3.11,<3.13",
+    classifiers=[f"Programming Language :: Python :: {version}" for version in ("3 :: Only", "3.11", "3.12")],
     packages=find_packages(include=["recipe*", "verl_ext*"]),
     package_data={"": ["**/*.yaml", "**/*.txt", "**/*.jinja", "**/*.json", "**/*.js", "**/*.css"]},
     install_requires=[

@@ -13,8 +13,9 @@ set -euo pipefail
 case "${1:-}" in -h | --help) sed -n '2,/^set/p' "$0" | sed '$d; s/^# \{0,1\}//' && exit 0 ;; esac
 cd "$(dirname "$0")/.."
 
-PYTHON=${PYTHON:-.venv/bin/python}
-[ -x "$PYTHON" ] || PYTHON=python
+# shellcheck source=scripts/environment.sh
+source scripts/environment.sh
+choose_python "$(compgen -G '/dev/nvidia[0-9]*' >/dev/null && echo cuda || echo cpu)"
 if [ -z "${MODEL:-}" ]; then
   echo "evaluate.sh: name a model, MODEL=<HF folder, hub id or global_step_N> bash scripts/evaluate.sh" >&2
   exit 2

@@ -9,12 +9,15 @@
 #   REWARD_MODEL   folder or hub id, where a model gives the reward
 #   NNODES, GPUS   nodes and GPUs per node      HARDWARE   preset: gpu (8 x 80 GB), gpu_4, gpu_few (1 or 2), gpu_40gb
 #   LOGGER       console (default), wandb, tensorboard or both; metrics.jsonl is always written
-#   PYTHON       interpreter (.venv/bin/python, else python)
+#   PYTHON       interpreter (default: .venv-gpu for GPUs, .venv for CPU, as the run needs; else python)
 #   TINY=1       two steps of the same experiment with the toy model on CPU: a minute or two, 6 GB
 # SIGTERM, Ctrl-C and SIGUSR1 let a run finish its step, save, and exit with code 75; a second one ends it at once.
 # Before a run: `exgrpo check SCRIPT` (does it fit?) and `exgrpo config SCRIPT` (how does it differ from the paper?).
 
 # Common launcher: scripts that start a run source it and call `launch PRESET-OR-OVERRIDE... -- "$@"`.
+
+# shellcheck source=scripts/environment.sh
+source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
 
 # The comment at the top of a file.
 _header() {
@@ -85,8 +88,7 @@ launch() {
   [ -n "$dry" ] && printf '%s\n' "${overrides[@]}" && exit 0
 
   cd "$(dirname "${BASH_SOURCE[0]}")/.." || exit
-  PYTHON=${PYTHON:-.venv/bin/python}
-  command -v "$PYTHON" >/dev/null || PYTHON=python
+  choose_python "$(device_of "${overrides[@]}")"
   export TENSORBOARD_DIR=${TENSORBOARD_DIR:-$RUN/tensorboard}
   # For a model this small, more threads only wait for each other.
   [ -z "${TINY:-}" ] || export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}

@@ -71,6 +71,74 @@ def test_a_report_becomes_sorted_pins_without_local_versions(make_lock):
     assert "#   triton: " in text
 
 
+def gpu_lock() -> dict[str, str]:
+    return dict(line.split("==") for line in lines("requirements-gpu.lock"))
+
+
+def test_the_gpu_lock_pins_names_and_versions_and_meets_every_direct_requirement(make_lock):
+    assert all(re.fullmatch(r"[a-z0-9-]+==[0-9a-z.]+", line) for line in lines("requirements-gpu.lock"))
+    for line in lines("requirements-gpu.txt"):
+        requirement = Requirement(line)
+        assert requirement.specifier.contains(gpu_lock()[normal(requirement.name)], prereleases=True), line
+    assert not make_lock.DROPPED_GPU.keys() & gpu_lock().keys()
+
+
+def test_both_locks_test_with_the_same_tools():
+    tools = ("pytest", "pytest-timeout", "hypothesis", "verl", "transferqueue")
+    assert {name: gpu_lock()[name] for name in tools} == {name: lock()[name] for name in tools}
+
+
+# Which environment a script takes.
+
+
+@pytest.mark.parametrize(
+    ("overrides", "device"),
+    [
+        ("backbone=luffy", "cuda"),
+        ("backbone=luffy hardware=tiny", "cpu"),
+        ("hardware=cpu exgrpo.rho=0.3", "cpu"),
+        ("hardware=gpu trainer.device=cpu", "cpu"),
+        ("hardware=cpu hardware=gpu_4", "cuda"),
+    ],
+)
+def test_the_environment_is_the_one_the_run_needs_and_is_said(tmp_path, overrides, device):
+    """After `make demo` there is a .venv for CPU, which a GPU run must not take; and the other way round."""
+    for name in (".venv", ".venv-gpu"):
+        (tmp_path / name / "bin").mkdir(parents=True)
+        (tmp_path / name / "bin" / "python").write_text("#!/bin/sh\n")
+        (tmp_path / name / "bin" / "python").chmod(0o755)
+    script = f'source {ROOT}/scripts/environment.sh; choose_python "$(device_of {overrides})"; echo "$PYTHON"'
+    run = {"cwd": tmp_path, "capture_output": True, "text": True, "check": True}
+    environment = {key: value for key, value in os.environ.items() if key != "PYTHON"}
+    done = subprocess.run(["bash", "-euc", script], env=environment, **run)
+    wanted = ".venv-gpu/bin/python" if device == "cuda" else ".venv/bin/python"
+    assert (done.stdout, done.stderr) == (f"{wanted}\n", f"environment for {device}: {wanted}\n")
+    shutil.rmtree(tmp_path / Path(wanted).parts[0])
+    assert subprocess.run(["bash", "-euc", script], env=environment, **run).stdout == "python\n"
+    assert subprocess.run(["bash", "-euc", script], env=environment | {"PYTHON": "p"}, **run).stdout == "p\n"
+
+
+def test_setup_gpu_installs_its_lock_and_refuses_another_python(tree):
+    shutil.copy(ROOT / "scripts" / "setup_gpu.sh", tree / "scripts" / "setup_gpu.sh")
+    shutil.copy(ROOT / "requirements-gpu.lock", tree / "requirements-gpu.lock")
+    python = tree / "python3.12"
+    python.write_text("#!/bin/sh\nexit 0\n")
+    python.chmod(0o755)
+    command = ["bash", tree / "scripts" / "setup_gpu.sh"]
+    run = {"capture_output": True, "text": True, "check": False}
+    environment = os.environ | {"VENV": ".venv", "PYTHON": str(python)}
+    done = subprocess.run(command, env=environment, **run)
+    assert done.returncode == 0, done.stderr
+    assert any(call.endswith("--no-deps -r requirements-gpu.lock") for call in calls(tree))
+    assert "up to date" in subprocess.run(command, env=environment, **run).stdout
+    built = subprocess.run(command, env=environment | {"FLASH_ATTN": "/w/flash.whl"}, **run)
+    assert built.returncode == 0
+    assert any(call.endswith("--no-deps /w/flash.whl") for call in calls(tree))
+    python.write_text('#!/bin/sh\n[ "$1" = --version ] && echo "Python 3.13.1"\nexit 1\n')
+    refused = subprocess.run(command, env=environment | {"FLASH_ATTN": "build"}, **run)
+    assert (refused.returncode, "needs Python 3.12 (found: Python 3.13.1)" in refused.stderr) == (1, True)
+
+
 # verl's version, everywhere.
 
 
@@ -83,13 +151,11 @@ def test_every_file_names_one_verl():
 
 def test_the_gpu_versions_are_the_ones_verl_pins():
     ours = {normal(r.name): r for r in map(Requirement, lines("requirements-gpu.txt"))}
-    pinned = {"torch", "torchvision", "torchaudio", "vllm", "transformers", "flash-attn"}
+    pinned = {"torch", "torchvision", "torchaudio", "vllm", "transformers"}
     seen = set()
     for line in importlib.metadata.requires("verl"):
         verls = Requirement(line)
-        extras = [
-            e for e in ("vllm", "fsdp", "flash-attn-cu130torch211") if verls.marker and f'"{e}"' in str(verls.marker)
-        ]
+        extras = [e for e in ("vllm", "fsdp") if verls.marker and f'"{e}"' in str(verls.marker)]
         if extras and normal(verls.name) in pinned and str(verls.specifier):
             assert ours[normal(verls.name)].specifier == verls.specifier, line
             seen.add(normal(verls.name))
@@ -147,7 +213,7 @@ def test_yaml_and_text_files_are_package_data(wheel):
 def test_the_oldest_python_is_the_one_the_code_is_written_for(wheel):
     """The code uses datetime.UTC, hashlib.file_digest and contextlib.chdir, which 3.10 does not have."""
     metadata = wheel.read("exgrpo-0.1.0.dist-info/METADATA").decode().splitlines()
-    assert "Requires-Python: >=3.11" in metadata
+    assert {"Requires-Python: <3.13,>=3.11", "Requires-Python: >=3.11,<3.13"} & set(metadata)
     assert "Classifier: Programming Language :: Python :: 3.11" in metadata
     assert 'target-version = "py311"' in lines("pyproject.toml")
 
@@ -233,5 +299,18 @@ def test_another_python_is_refused_by_name(tree):
 
 def test_make_names_its_targets():
     done = subprocess.run(["make", "-s"], cwd=ROOT, capture_output=True, text=True, check=True)
-    targets = {"help", "setup", "demo", "test", "test-fast", "test-long", "test-scripts", "mutants", "lint", "lock", "clean"}
+    targets = {"setup-gpu", "lock-gpu", "test-gpu-env"}
+    targets |= {
+        "help",
+        "setup",
+        "demo",
+        "test",
+        "test-fast",
+        "test-long",
+        "test-scripts",
+        "mutants",
+        "lint",
+        "lock",
+        "clean",
+    }
     assert {line.split()[1] for line in done.stdout.splitlines()} == targets
