@@ -247,9 +247,10 @@ class PromptsConfig:
     high: float = 0.75
 
     def __post_init__(self) -> None:
+        _require(0 <= self.high < 1, f"exgrpo.prompts.high is a pass rate and must be in [0, 1); got {self.high}.")
         _require(
-            0 <= self.low <= self.high < 1,
-            f"exgrpo.prompts.low and high are pass rates, 0 <= low <= high < 1; got {self.low} and {self.high}.",
+            0 <= self.low <= self.high,
+            f"exgrpo.prompts.low must be in [0, exgrpo.prompts.high = {self.high}]; got {self.low}.",
         )
 
 
