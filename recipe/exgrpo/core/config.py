@@ -319,9 +319,10 @@ class ExGRPOConfig:
     `inject: false` is a control: the questions of the buffer are drawn as ever, but all K rollouts are fresh and no stored
     trajectory enters the update. `dynamic_sampling` replaces groups whose rewards do not differ by those of further questions
     until the step is full (DAPO); in a run it is verl's `algorithm.filter_groups` that does. `rho` is the largest share of a
-    step's questions taken from the buffer; `start_threshold` the batch Pass@1 after which replay and collection begin (null: at
-    once); `seed` feeds the one generator behind every draw. On resume, `resume_without_experience` accepts a checkpoint without experience, `resume_fall_back` a damaged one by
-    going back to the newest intact one, and `resume_allow` names what may have changed.
+    step's questions taken from the buffer; `start_threshold` the batch Pass@1 after which replay and collection begin (null:
+    at once); `seed` feeds the one generator behind every draw. On resume, `resume_without_experience` accepts a checkpoint
+    without experience, `resume_fall_back` a damaged one by going back to the newest intact one, and `resume_allow` names what
+    may have changed.
     """
 
     policy: str = "exgrpo"
