@@ -74,7 +74,13 @@ def test_the_bound_of_a_question_and_the_start():
     assert (policy.metrics(1)["added"], arrange(policy, Group("a", rewards(0)))) == (0, Arrangement(extra=[]))
 
 
-@pytest.mark.parametrize("values", [{"rows": {"per_question": K + 1}}, {"place": "zero_variance"}], ids=str)
-def test_nonsense_is_refused(values):
-    with pytest.raises(ValueError, match=r"exgrpo\.(rows\.per_question|policy=repo)"):
-        make("repo", **values)
+def test_no_more_come_than_there_are_fresh_ones():
+    policy = repo(rows={"per_question": K + 1})
+    visit(policy, "a", 6, 1)
+    visit(policy, "a", 6, 2)
+    assert len(arrange(policy, Group("a", rewards(0))).extra) == K
+
+
+def test_places_have_no_say():
+    with pytest.raises(ValueError, match=r"exgrpo\.policy=repo"):
+        make("repo", place="zero_variance")

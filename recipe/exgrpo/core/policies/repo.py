@@ -22,10 +22,6 @@ class RePO(Fill):
 
     def __init__(self, config: ExGRPOConfig, group_size: int, options: Any = None) -> None:
         super().__init__(config, group_size, options)
-        if config.rows.per_question > group_size:
-            raise ValueError(
-                f"exgrpo.rows.per_question={config.rows.per_question} is more than rollout.n={group_size}."
-            )
         if config.place is not None:
             raise ValueError("exgrpo.policy=repo brings its rows on top of the batch: exgrpo.place has no say.")
 
@@ -37,7 +33,7 @@ class RePO(Fill):
 
     def _past(self, question: str, room: int, tools: Tools, step: int) -> list[Placed]:
         """Earlier rollouts of `question` with their advantages among themselves; none where there are too few of them."""
-        size = self.config.rows.per_question
+        size = min(self.config.rows.per_question, self.group_size)  # no more than there are fresh ones
         rows = self.store.candidates(self.store.rows(question))
         rows = rows[rows.has_prompt & self.gate(rows, self.context(step))]
         if len(rows) < size or room < size:
