@@ -526,7 +526,7 @@ def test_the_history_says_what_was_replayed_and_why(runs, model):
             check_choice(choice, stored[choice["question"][0]], replayed, model)
             assert [choice["row"][0], choice["question"][0]] in line["replayed"]
             taken += 1
-        assert metrics["experience/history_bytes"] > 100
+        assert metrics["batch/history_bytes"] > 100
         for uid, question in step.questions.items():
             new = [r for key, r in run.script.rollouts.items() if key.rsplit("_", 2)[0] == uid and r.reward > 0.5]
             stored[question] += new if 0 < step.successes(uid) < K else []
@@ -579,7 +579,7 @@ def test_the_history_of_refill_names_the_rows_that_were_placed(runs):
 def test_switched_off_there_is_no_history(runs):
     run = runs("no_history", 1, *AT_ONCE, "exgrpo.runtime.history_mb=null")
     assert not (run.folder / "history.jsonl").exists()
-    assert run.metrics[1]["experience/history_bytes"] == 0
+    assert run.metrics[1]["batch/history_bytes"] == 0
 
 
 @pytest.mark.parametrize("bound", [10.0, 1e-9], ids=["near", "far"])

@@ -15,7 +15,7 @@ OURS = {f"experience/{name}": sentence for name, sentence in METRICS.items()} | 
     "experience/scoring_waste": "Tokens forwarded for scoring, padding included, over real tokens: 1 is no waste.",
     "experience/scoring_calls": "Forward calls for scoring in this step: at most one for ExGRPO.",
     "experience/extra_rows": "Stored trajectories in this step's update on top of the batch, not in any rollout's place.",
-    "experience/history_bytes": "Bytes of this step's line in history.jsonl (`exgrpo browse`), 0 where none is written.",
+    "batch/history_bytes": "Bytes of this step's line in history.jsonl (`exgrpo browse`), 0 where none is written.",
     "batch/pass_rate": "Mean reward of this step's fresh rollouts; what the delayed start looks at.",
     "batch/questions": "Groups in this step's batch.",
     "batch/solve_all": "Groups all of whose fresh rollouts succeeded.",

@@ -303,13 +303,13 @@ class ExGRPOTrainer(PPOTrainerSync):
         metrics["batch/rows_out_of_denominator"] = float(step.rows_uncounted)
         metrics["batch/rows_updated"] = float(step.rows - step.rows_out + step.extra_rows)
         metrics["batch/generated_rollouts"] = float(sum(slot.rollouts for slot in step.slots.values()))
+        metrics["batch/history_bytes"] = float(self.history.append(step.history(self.policy.choices(), threshold)))
         metrics["batch/discarded_groups"] = float(len(step.slots) - len(step.groups))
         experience = self.policy.metrics(self.global_steps) | {
             "skipped_draws": self.cursor.skipped,
             "scoring_waste": step.scoring_waste,
             "scoring_calls": step.scoring_calls,
             "extra_rows": step.extra_rows,
-            "history_bytes": self.history.append(step.history(self.policy.choices(), threshold)),
         }
         return metrics | {f"experience/{name}": float(value) for name, value in experience.items()}
 
