@@ -223,7 +223,10 @@ def test_a_reward_function_that_is_not_there_is_an_error(tiny, path):
 @pytest.mark.parametrize(
     ("overrides", "sentence"),
     [
-        (("name=dapo",), "reward.reward_manager.name: pkg://verl_ext.rewards.manager has no dapo; a manager of verl's needs"),
+        (
+            ("name=dapo",),
+            "reward.reward_manager.name: pkg://verl_ext.rewards.manager has no dapo; a manager of verl's needs",
+        ),
         (("source=register",), "reward.reward_manager.name: RewardManager is not registered in verl; name one that is"),
         (("module.path=mine.py",), "reward.reward_manager.module.path: there is no mine.py; name a python file"),
         (("module.path=null",), "reward.reward_manager.module.path: there is no None; name a python file"),

@@ -141,7 +141,9 @@ def test_off_means_off_and_the_gradient_guard_skips(toy, tmp_path):
         assert {name: value for name, value in row.items() if name.startswith("actor/replay") and value} == {}
         assert row["timing_s/score_candidates"] == 0
         assert row["batch/pass_rate"] > 0
-        assert 0 < row["reward/truncated/mean"] < row["response_length/clip_ratio"]  # the reward was told by verl's loop
+        assert (
+            0 < row["reward/truncated/mean"] < row["response_length/clip_ratio"]
+        )  # the reward was told by verl's loop
         assert row["actor/skipped_updates"] == 2  # two updates a step, all above the absurd bound
         assert replayed(run, step) == []
     assert not list(run.folder.glob("global_step_*/experience"))

@@ -90,7 +90,9 @@ def expect_method(config, rows: list[dict]) -> None:
         return
     if policy == "repo":
         assert first["experience/added"] > 0
-        assert second["experience/extra_rows"] == second["experience/replayed_rows"]  # zero, where no question came again
+        assert (
+            second["experience/extra_rows"] == second["experience/replayed_rows"]
+        )  # zero, where no question came again
         return
     if policy == "rescue":
         assert first["experience/added"] > 0

@@ -101,10 +101,10 @@ def test_every_value_has_its_place():
 
 def test_every_value_of_ours_is_in_a_script(composed):
     """A reason for a difference that no script has any more must go."""
-    seen = {(row.key, row.here, row.why) for script in SCRIPTS for row in differences(composed(script))}
-    ours = {(key, fields["ours"], fields["why"]) for _, key, fields in entries() if "ours" in fields}
-    ours = {one for one in ours if main_run().get(one[0], Setting()).source != one[1]}
-    assert ours - seen == set()
+    seen = [(row.key, row.here, row.why) for script in SCRIPTS for row in differences(composed(script))]
+    ours = [(key, fields["ours"], fields["why"]) for _, key, fields in entries() if "ours" in fields]
+    ours = [one for one in ours if main_run().get(one[0], Setting()).source != one[1]]
+    assert [one for one in ours if one not in seen] == []
 
 
 def test_what_only_the_script_has_is_not_called_the_papers():
@@ -149,7 +149,8 @@ def test_the_released_profile_is_the_released_column():
     config = compose(["backbone=qwen2.5-math-7b", "method=exgrpo", "profile=released"])
     rows = {row.key: row for row in compare(config)}
     other = {key for key, row in rows.items() if row.setting.released not in (UNSAID, row.here)}
-    assert other == {"exgrpo.rank"}  # null is lowest_entropy
+    # null is lowest_entropy; vLLM 0.24 with 0.8 leaves too little of a card (checks/memory.py), and no result depends on it
+    assert other == {"exgrpo.rank", "actor_rollout_ref.rollout.gpu_memory_utilization"}
     assert rows["exgrpo.loss.fresh_clip"].why == "profile=released"
     assert rows["exgrpo.question.sigma_unit"].why is None  # ours as well
 

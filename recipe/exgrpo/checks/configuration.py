@@ -106,8 +106,8 @@ def _loss_scale(run: Run) -> Iterator[str]:
     actor = run.actor
     if run.settings.loss.denominator == "mixed" and not actor.loss_agg_mode.startswith("seq-"):
         yield (
-            f"exgrpo.loss.denominator=mixed is a number of sequences; actor_rollout_ref.actor.loss_agg_mode={actor.loss_agg_mode} "
-            "divides by tokens: use a mode that begins with seq-mean."
+            f"exgrpo.loss.denominator=mixed is a number of sequences; actor_rollout_ref.actor.loss_agg_mode="
+            f"{actor.loss_agg_mode} divides by tokens: use a mode that begins with seq-mean."
         )
     if actor.loss_agg_mode == "seq-mean-token-sum-norm" and actor.loss_scale_factor != run.response_tokens:
         yield (

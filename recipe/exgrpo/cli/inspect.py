@@ -34,7 +34,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--diff", nargs=2, type=Path, metavar=("A", "B"), help="what changed from A to B")
     parser.add_argument("--regrade", action="store_true", help="grade again with today's reward; needs --data")
     parser.add_argument(
-        "--apply", type=Path, metavar="FOLDER", help="with --regrade: a new state in FOLDER without what no longer passes"
+        "--apply",
+        type=Path,
+        metavar="FOLDER",
+        help="with --regrade: a new state in FOLDER without what no longer passes",
     )
     parser.add_argument(
         "--run",

@@ -9,7 +9,10 @@ import sys
 from collections.abc import Sequence
 
 COMMANDS = {
-    "browse": ("recipe.exgrpo.cli.browse", "a page on a run: curves, buckets, questions, trajectories, what was replayed"),
+    "browse": (
+        "recipe.exgrpo.cli.browse",
+        "a page on a run: curves, buckets, questions, trajectories, what was replayed",
+    ),
     "check": ("recipe.exgrpo.cli.check", "say whether a run would start and fit, without a GPU"),
     "config": ("recipe.exgrpo.cli.config", "compare a run's settings with the paper's"),
     "evaluate": ("recipe.exgrpo.cli.evaluate", "sample a model on benchmarks, grade, and report beside the paper"),

@@ -164,8 +164,8 @@ class ExGRPOTrainer(PPOTrainerSync):
         bound, size = self.config.algorithm.filter_groups.max_num_gen_batches, self.config.data.train_batch_size
         if 0 < bound * size < len(self.current.slots) + more:
             raise RuntimeError(
-                f"{bound} batches of questions were generated in step {self.global_steps}, and too few groups have rewards that "
-                "differ: raise algorithm.filter_groups.max_num_gen_batches (0: no bound), or train on other questions."
+                f"{bound} batches of questions were generated in step {self.global_steps}, and too few groups have rewards "
+                "that differ: raise algorithm.filter_groups.max_num_gen_batches (0: no bound), or train on other questions."
             )
 
     def _row(self, slot: Slot) -> TensorDict:
