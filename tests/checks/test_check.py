@@ -745,7 +745,7 @@ def test_the_command_names_key_and_remedy_and_exits_with_2(command):
         ("rho=0.3", "rho is not a key; did you mean exgrpo.rho?"),
         ("backbon=luffy", "backbon is not a key; did you mean backbone?"),
         ("zzz.yyy=1", "zzz.yyy is not a key; `exgrpo config --full` lists all keys."),
-        ("hardware=gpu_5", "Could not find 'hardware/gpu_5' Available options in 'hardware': cpu gpu gpu_4 gpu_40gb"),
+        ("hardware=gpu_5", "Could not find 'hardware/gpu_5' Available options in 'hardware': cpu gpu gpu_1x24"),
         ("trainer.default_local_dir=a(b", "quote a value with special characters"),
         ("exgrpo.rho", "exgrpo.rho is not of the form key=value"),
         ("data=null", "Config group override must be"),

@@ -164,8 +164,10 @@ def test_retired_questions_are_not_drawn_until_all_are(make_trainer, caplog):
 def test_questions_in_place_of_failed_groups_are_fresh(make_trainer):
     trainer = make_trainer(64, "exgrpo.rank=random")
     run(trainer, 3, np.random.default_rng(0))
-    assert "__rollout_n__" not in trainer._next_train_batch(2)
+    trainer._next_train_batch(2)
     assert len(trainer.current.slots) == B + 2
+    whole = trainer.config.actor_rollout_ref.rollout.n
+    assert [slot.rollouts for slot in list(trainer.current.slots.values())[B:]] == [whole, whole]
 
 
 # ---- resume
@@ -351,7 +353,7 @@ class Actor:
         pass
 
 
-@pytest.mark.parametrize(("questions", "expected"), [(16, 8), (6, 0), (9, 0), (64, 0)])
+@pytest.mark.parametrize(("questions", "expected"), [(16, 8), (8, 0), (9, 0), (64, 0)])
 def test_changed_training_files_start_at_their_beginning(make_trainer, tmp_path, caplog, questions, expected):
     """Fewer rows than were drawn ended in StopIteration; of more, the first were never seen. The same file goes on."""
     fixed = ("data.shuffle=false", "exgrpo.policy=on_policy", "exgrpo.resume_allow=[data]")
