@@ -61,7 +61,8 @@ def test_suites_are_named_after_the_papers_tables():
 
 
 # Those that differ from `exgrpo` run at once (here all do) only after more steps or rarer events than a test can wait for.
-SLOW = {"exgrpo_at_once", "retired_review", "refill_reps_4"}
+# (prompts and headroom_extra have tests of their effect in tests/core/policies.)
+SLOW = {"exgrpo_at_once", "retired_review", "refill_reps_4", "prompts", "headroom_extra"}
 
 
 @pytest.mark.parametrize("name", sorted(set(VARIANTS) - SLOW - {"exgrpo", "on_policy"}))
