@@ -43,7 +43,7 @@ def equal_cost_tables(results: pd.DataFrame, costs: Sequence[str], reference: st
             "pass@1": level("final"),
             "difference": difference("final_difference"),
         }
-        runs = at_equal_cost(results, cost).assign(step=0)
+        runs = at_equal_cost(results, cost).assign(step=1)  # an evaluation after the start, which a comparison is about
         found = Comparison(runs[[*CELL, "step", "pass_rate"]], runs[[*CELL, "amount"]], SETTING, SEEDS)
         rows = found.summary(reference)
         for family, base in dict.fromkeys((row["family"], row["base"]) for row in rows):

@@ -14,6 +14,7 @@ from recipe.exgrpo.core.config import ExGRPOConfig
 from recipe.exgrpo.core.policies.metrics import Report
 from recipe.exgrpo.core.policies.policy import Dataset, Group, Policy, Slot, Tools
 from recipe.exgrpo.core.sampler import interleave, share_of
+from recipe.exgrpo.core.schedule import DelayedStart
 
 
 class Prompts(Policy):
@@ -25,19 +26,20 @@ class Prompts(Policy):
     def __init__(self, config: ExGRPOConfig, group_size: int, options: Any = None) -> None:
         super().__init__(config, group_size, options)
         self.store = ExperienceBuffer(group_size, config.buffer)
+        self.schedule = DelayedStart(config.start_threshold)
         self.kept: dict[str, list[int]] = {}
         self.next_step, self.planned, self.graduated = 1, [], 0
 
     @property
     def active(self) -> bool:
-        return bool(self.planned)
+        return self.schedule.active
 
     def skips(self, question: str) -> bool:
         """Already in this step."""
         return question in self.planned
 
     def plan(self, size: int, dataset: Dataset) -> list[Slot]:
-        ready = [question for question, (_, _, first) in self.kept.items() if first <= self.next_step]
+        ready = [question for question, (_, _, first) in self.kept.items() if self.active and first <= self.next_step]
         ready.sort(key=lambda question: abs(self.kept[question][0] / self.group_size - 0.5))
         self.planned = ready[: share_of(size, self.config.rho)]
         fresh = [self.draw(dataset) for _ in range(size - len(self.planned))]
@@ -46,9 +48,10 @@ class Prompts(Policy):
     def finish(self, groups: Sequence[Group], tools: Tools, step: int, pass_rate: float) -> None:
         self.next_step, before = step + 1, set(self.kept)
         for group in groups:
-            if group.size == self.group_size:
+            if self.active and group.size == self.group_size:
                 self._settle(group, step)
         self.graduated = len(before - set(self.kept))
+        self.schedule.observe(pass_rate)
 
     def _settle(self, group: Group, step: int) -> None:
         """Keep the question of a whole group, or forget it."""
@@ -70,10 +73,11 @@ class Prompts(Policy):
         return Report().metrics(self.store, step) | {name: float(value) for name, value in found.items()}
 
     def state_dict(self) -> dict:
-        return super().state_dict() | {"kept": self.kept, "next_step": self.next_step}
+        return super().state_dict() | {"kept": self.kept, "next_step": self.next_step, "replay_active": self.active}
 
     def load_state_dict(self, state: dict, store: ExperienceBuffer) -> None:
         super().load_state_dict(state, store)
         there = set(store.questions())  # one that left the dataset does not come back
         self.kept = {question: list(values) for question, values in state["kept"].items() if question in there}
         self.next_step = int(state["next_step"])
+        self.schedule.active = bool(state["replay_active"]) or self.schedule.active
