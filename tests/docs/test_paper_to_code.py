@@ -70,10 +70,12 @@ def test_there_is_a_row_for_every_policy():
     from recipe.exgrpo.core.policies import POLICIES
 
     named = {symbol.partition(".")[0] for row in ROWS for _, symbol in symbols(row[1]) if symbol}
-    methods = (ROOT / "docs" / "methods.md").read_text(encoding="utf-8")
-    others = {
-        name for name in POLICIES if f"\n| `{name}` |" in methods
-    }  # of other papers: docs/methods.md has their rows
-    own = {policy.__name__ for name, policy in POLICIES.items() if name in ("exgrpo", "refill", "masked")}
+    own = {policy.__name__ for name, policy in POLICIES.items() if name != "on_policy"}
     assert own <= named
-    assert set(POLICIES) <= others
+
+
+def test_there_is_a_method_for_every_policy():
+    from recipe.exgrpo.core.policies import POLICIES
+
+    methods = (ROOT / "docs" / "methods.md").read_text(encoding="utf-8")
+    assert [name for name in POLICIES if f"\n| `{name}` |" not in methods] == []

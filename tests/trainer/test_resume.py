@@ -353,16 +353,16 @@ class Actor:
         pass
 
 
-@pytest.mark.parametrize(("questions", "expected"), [(16, 8), (8, 0), (9, 0), (64, 0)])
+@pytest.mark.parametrize(("questions", "expected"), [(24, 16), (8, 0), (17, 0), (64, 0)])
 def test_changed_training_files_start_at_their_beginning(make_trainer, tmp_path, caplog, questions, expected):
     """Fewer rows than were drawn ended in StopIteration; of more, the first were never seen. The same file goes on."""
     fixed = ("data.shuffle=false", "exgrpo.policy=on_policy", "exgrpo.resume_allow=[data]")
-    before, after = make_trainer(16, *fixed), make_trainer(questions, *fixed)
+    before, after = make_trainer(24, *fixed), make_trainer(questions, *fixed)
     before.actor_rollout_wg = after.actor_rollout_wg = Actor()
     before._load_checkpoint()
-    assert list(next_batch(before)) == [f"q{i}" for i in range(B)]
+    assert [question for _ in range(2) for question in next_batch(before)] == [f"q{i}" for i in range(2 * B)]
     before._save_checkpoint()
     after._load_checkpoint()
-    assert after.global_steps == 1
+    assert after.global_steps == 2
     assert list(next_batch(after)) == [f"q{i}" for i in range(expected, min(expected + B, questions))]
-    assert ("start at their beginning" in caplog.text) is (questions != 16)
+    assert ("start at their beginning" in caplog.text) is (questions != 24)

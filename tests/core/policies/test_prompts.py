@@ -129,3 +129,17 @@ def test_a_resumed_run_plans_the_same_and_forgets_what_left_the_dataset(restored
     store.discard("a")
     resumed.load_state_dict(policy.state_dict(), store)
     assert "a" not in resumed.kept
+
+
+def test_nothing_before_the_start(restored):
+    """Nothing is kept, and what an earlier run kept does not come, until a step was good enough; a resumed run has started."""
+    policy = prompts(start_threshold=0.35)
+    finish(policy, [Group("a", rewards(4))], pass_rate=0.1)
+    assert (policy.active, policy.kept, policy.metrics(1)["replay_active"]) == (False, {}, 0.0)
+    policy.kept["z"] = [4, 0, 0]
+    assert planned(policy) == []
+    finish(policy, [Group("a", rewards(4))], step=2, pass_rate=0.5)
+    assert policy.active
+    resumed = prompts(start_threshold=0.35)
+    resumed.load_state_dict(json.loads(json.dumps(policy.state_dict())), restored(policy.store))
+    assert resumed.active

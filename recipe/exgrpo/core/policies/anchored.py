@@ -16,8 +16,7 @@ class Anchored(Fill):
     OWN = Fill.OWN | {"admit": "everything", "rank": "advantage"}
 
     def drawn(self, budget: int, groups: Sequence[Group], tools: Tools, step: int) -> list[Placed]:
-        rows = self.store.candidates()
-        rows = rows[rows.has_prompt & self.gate(rows, self.context(step))]
+        rows = self.entering(self.store.candidates(), step)
         if not len(rows) or not budget:
             return []
         scores = self.scores_of(self.store, rows, tools)

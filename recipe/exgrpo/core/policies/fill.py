@@ -62,6 +62,10 @@ class Fill(Replay):
         # Equal responses count as often as they were sampled.
         return self.admit(groups, kept, tools, step, store, keep_prompt=True, keep_duplicates=True)
 
+    def entering(self, rows: Candidates, step: int) -> Candidates:
+        """Those of `rows` that may stand in this step's batch: with a prompt, and let in by the gate rule."""
+        return rows[rows.has_prompt & self.gate(rows, self.context(step))]
+
     def scores_of(self, store: ExperienceBuffer, candidates: Candidates, tools: Tools) -> Scores | None:
         """Scores of all `candidates` by one forward pass, where the rank rule needs them."""
         if not needs_scores(self.rank):

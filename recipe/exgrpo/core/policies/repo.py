@@ -34,8 +34,7 @@ class RePO(Fill):
     def _past(self, question: str, room: int, tools: Tools, step: int) -> list[Placed]:
         """Earlier rollouts of `question` with their advantages among themselves; none where there are too few of them."""
         size = min(self.config.rows.per_question, self.group_size)  # no more than there are fresh ones
-        rows = self.store.candidates(self.store.rows(question))
-        rows = rows[rows.has_prompt & self.gate(rows, self.context(step))]
+        rows = self.entering(self.store.candidates(self.store.rows(question)), step)
         if len(rows) < size or room < size:
             return []
         scores = self.scores_of(self.store, rows, tools)

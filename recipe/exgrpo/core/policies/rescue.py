@@ -46,8 +46,7 @@ class Rescue(Fill):
 
     def _rescuer(self, question: str, tools: Tools, step: int) -> Trajectory | None:
         """The best ranked stored success of `question`; its use is counted."""
-        rows = self.store.candidates(self.store.rows(question))
-        rows = rows[rows.has_prompt & self.gate(rows, self.context(step))]
+        rows = self.entering(self.store.candidates(self.store.rows(question)), step)
         if not len(rows):
             return None
         scores = self.scores_of(self.store, rows, tools)
