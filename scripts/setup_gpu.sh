@@ -6,30 +6,9 @@
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
-venv=${VENV:-.venv-gpu}
-stamp=$venv/.exgrpo-setup
-unset PYTHONDONTWRITEBYTECODE
-
-fail() {
-    printf 'setup-gpu: %s\n' "$*" >&2
-    exit 1
-}
-
-find_python() {
-    local candidate
-    for candidate in ${PYTHON:-python3.12 python3}; do
-        if "$candidate" -c 'import sys; sys.exit(sys.version_info[:2] != (3, 12))' 2>/dev/null; then
-            printf '%s\n' "$candidate"
-            return
-        fi
-    done
-    fail "needs Python 3.12 (found: $(${PYTHON:-python3} --version 2>&1 | head -n 1)). The lock is for 3.12;" \
-        "install it, or name it: make setup-gpu PYTHON=/path/to/python3.12"
-}
-
-key() {
-    { pwd && echo "${FLASH_ATTN:-none}" && cat requirements-gpu.lock setup.py "${BASH_SOURCE[0]}"; } | sha256sum | cut -d' ' -f1
-}
+name=setup-gpu version=3.12 venv=${VENV:-.venv-gpu}
+# shellcheck source=scripts/setup_common.sh
+source scripts/setup_common.sh
 
 flash_attention() {
     case ${FLASH_ATTN:-none} in
@@ -39,27 +18,13 @@ flash_attention() {
     esac
 }
 
-wanted=$(key)
-if [[ -f $stamp && $(<"$stamp") == "$wanted" ]]; then
-    echo "setup-gpu: $venv is up to date"
-    exit 0
-fi
-
+wanted=$(key "${FLASH_ATTN:-none}" requirements-gpu.lock "scripts/${BASH_SOURCE[0]##*/}")
+exit_if_up_to_date
 [[ $(uname -sm) == "Linux x86_64" ]] || fail "the lock is for Linux x86_64, this is $(uname -sm)"
-python=$(find_python)
-[[ -x $venv/bin/python ]] || "$python" -m venv "$venv" || fail "could not make $venv; on Debian and Ubuntu: apt-get install python3.12-venv"
+make_environment
 echo "setup-gpu: installing $(grep -c '^[a-z].*==' requirements-gpu.lock) pinned packages into $venv (10 GB)"
 "$venv/bin/python" -m pip install --disable-pip-version-check --no-deps -r requirements-gpu.lock || fail "pip failed"
 flash_attention
-# Compat mode, as in setup_cpu.sh: an editable finder would lose the name `recipe` to TransferQueue's wheel.
-"$venv/bin/python" -m pip install --disable-pip-version-check --quiet --no-deps --no-build-isolation \
-    --config-settings editable_mode=compat -e .
-"$venv/bin/python" - "$PWD" <<'PY'
-import os, sys
-os.chdir("/")
-import recipe.exgrpo, torch
-assert recipe.exgrpo.__file__.startswith(sys.argv[1] + "/"), f"recipe is imported from {recipe.exgrpo.__file__}"
-print(f"setup-gpu: Python {sys.version.split()[0]}, torch {torch.__version__}, CUDA {torch.version.cuda}, GPUs {torch.cuda.device_count()}")
-PY
+install_this_package
 [[ -r /proc/driver/nvidia/version ]] || echo "setup-gpu: no NVIDIA driver on this machine; where the run trains it must be 580 or newer" >&2
 printf '%s\n' "$wanted" >"$stamp"

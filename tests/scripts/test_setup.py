@@ -229,7 +229,7 @@ case "$*" in *torch.version.cuda*) exit {cuda} ;; esac
 @pytest.fixture
 def tree(tmp_path):
     """A copy of what `make setup` reads, with an environment that is a stub."""
-    for name in ("requirements-cpu.lock", "setup.py", "scripts/setup_cpu.sh"):
+    for name in ("requirements-cpu.lock", "setup.py", "scripts/setup_cpu.sh", "scripts/setup_common.sh"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         shutil.copy(ROOT / name, tmp_path / name)
     stub(tmp_path)
