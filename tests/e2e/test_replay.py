@@ -150,6 +150,7 @@ def test_off_means_off_and_the_gradient_guard_skips(toy, tmp_path):
     assert (run.folder / "global_step_2/actor").is_dir()
 
 
+@pytest.mark.long
 def test_continuous_rewards_on_two_ranks(toy, tmp_path):
     """Buckets from the spread of rewards (section 5.3); a rule with partial credit stands in for the reward model."""
     run = toy(tmp_path / "run", 3, "trainer.n_gpus_per_node=2", "trainer.save_freq=-1", script="continuous_reward")
