@@ -95,7 +95,8 @@ report() {
 
 for variant in "${variants[@]}"; do preset_of "$variant" >/dev/null; done
 export STEPS
-trap 'jobs -p | xargs -r kill 2>/dev/null' EXIT   # Ctrl-C does not reach what runs in the background
+# Ctrl-C does not reach what runs in the background. A job that is gone already must not become the exit code.
+trap 'jobs -p | xargs -r kill 2>/dev/null || true' EXIT
 number=0
 for seed in "${seeds[@]}"; do
   for variant in "${variants[@]}"; do
