@@ -74,7 +74,7 @@ async def _result(found: Any) -> Any:
 
 
 def _function(path: str, name: str) -> Callable[..., Any]:
-    """`name` in a python file or `pkg://module`, as verl finds it."""
+    """`name` in a python file or `pkg://module`, as verl's `load_extern_object` finds it, whose import takes seconds."""
     try:
         if path.startswith("pkg://"):
             module = importlib.import_module(path.removeprefix("pkg://").replace("/", "."))
