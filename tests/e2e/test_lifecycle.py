@@ -90,7 +90,8 @@ class Stopped:
 
 def settled(folder: Path) -> dict[str, bytes]:
     """What a second start must leave alone and the first does not write while it trains."""
-    files = (path for path in folder.rglob("*") if path.is_file() and path.name != "metrics.jsonl")
+    grow = {"metrics.jsonl", "history.jsonl"}  # a line each step
+    files = (path for path in folder.rglob("*") if path.is_file() and path.name not in grow)
     return {str(path.relative_to(folder)): path.read_bytes() for path in files}
 
 
