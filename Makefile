@@ -23,7 +23,7 @@ demo: setup ## train a tiny model with ExGRPO through verl, FSDP2 and vLLM on th
 test: setup ## run the tests, the real stack included (20 minutes)
 	$(PYTHON_IN_VENV) -m pytest -m "not long and not scripts"
 
-test-long: setup ## run the rest: whole runs under fault, other policies, evaluation (10 minutes)
+test-long: setup ## run the rest: whole runs under fault, other policies, evaluation, odd files (20 minutes)
 	$(PYTHON_IN_VENV) -m pytest -m long
 
 test-fast: setup ## run the unit tests

@@ -787,7 +787,7 @@ def test_verls_own_validation_is_part_of_it(good, capsys):
     assert "verl's validate_config" in capsys.readouterr().out
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_every_script_as_shipped_passes_types_and_verls_validation(monkeypatch):
     """Only data, models and disk, which a machine has or has not, can then speak against it."""
     for switch in ("TINY", "HARDWARE", "GPUS", "NNODES", "BAND"):

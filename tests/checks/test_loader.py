@@ -31,7 +31,7 @@ from recipe.exgrpo.checks.run import Run
 from recipe.exgrpo.trainer import rows
 from verl_ext.data_problems import ARGUMENTS, FIELDS
 
-pytestmark = pytest.mark.verl
+pytestmark = [pytest.mark.verl, pytest.mark.long]
 ROWS, B, K = 6, 4, 2
 SAMPLES = "__rollout_n__"
 TEXTS = (pa.string(), pa.large_string(), pa.string_view(), pa.dictionary(pa.int32(), pa.string()))

@@ -4,7 +4,7 @@ import pytest
 
 from recipe.exgrpo.checkpoint.stored import Stored
 
-pytestmark = pytest.mark.stack
+pytestmark = [pytest.mark.stack, pytest.mark.long]
 # Groups of four have no variance often enough for every step to have places to take.
 K, B, STEPS = 4, 12, 4
 SMALL_GROUPS = (

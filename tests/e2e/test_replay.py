@@ -114,6 +114,7 @@ def test_the_checkpoint_holds_what_the_metrics_say_and_what_was_generated(replay
             assert trajectory.reward == 1
 
 
+@pytest.mark.long
 def test_a_resumed_run_plans_what_the_uninterrupted_run_planned(toy, replay_run, tmp_path):
     folder = tmp_path / "run"
     shutil.copytree(
@@ -128,6 +129,7 @@ def test_a_resumed_run_plans_what_the_uninterrupted_run_planned(toy, replay_run,
     assert inputs[0] == inputs[1]
 
 
+@pytest.mark.long
 def test_off_means_off_and_the_gradient_guard_skips(toy, tmp_path):
     guard = ("exgrpo.runtime.max_grad_norm=1e-12", "trainer.save_freq=2")
     # More prompts than vLLM takes at once: none may be cut, or vLLM's CPU worker dies of a request with a seed (see cpu.yaml).

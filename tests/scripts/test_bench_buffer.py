@@ -14,7 +14,7 @@ KEYS = {
 }  # fmt: skip
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_small_benchmark_prints_its_figures(tmp_path):
     command = [sys.executable, ROOT / "scripts/bench_buffer.py", "--size", "small", "--json", "--folder", tmp_path]
     done = subprocess.run(command, capture_output=True, text=True)
