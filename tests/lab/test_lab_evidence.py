@@ -19,7 +19,7 @@ from recipe.exgrpo.report.parts import difference
 from recipe.exgrpo.report.stats import Interval
 
 torch.set_num_threads(1)
-EVIDENCE = Path(__file__).resolve().parents[2] / "docs/evidence"
+EVIDENCE = Path(__file__).resolve().parents[2] / "docs/evidence/first"
 TINY = {
     "steps": 1,
     "questions": 2,
@@ -210,7 +210,7 @@ def published(where: str) -> list[str]:
 
 
 def test_the_figures_in_the_readme_are_those_of_the_published_runs():
-    readme = (EVIDENCE.parents[1] / "README.md").read_text()
+    readme = (EVIDENCE.parents[2] / "README.md").read_text()
     rows = [line.strip("| ").split(" | ") for line in readme.splitlines() if line.startswith("| ") and " ± " in line]
     assert len(rows) >= 5
     assert [row[1:] for row in rows] == [published(row[0]) for row in rows]

@@ -269,5 +269,5 @@ def test_an_unknown_cost_is_refused():
 
 
 def test_published_tables_without_rates_have_no_column_of_them():
-    folder = Path(__file__).resolve().parents[2] / "docs/evidence/main"
+    folder = Path(__file__).resolve().parents[2] / "docs/evidence/first/main"
     assert "learning rate" not in "\n".join(setting_tables(read_results(folder).summary("on_policy")))

@@ -25,7 +25,7 @@ from recipe.exgrpo.lab.trainer import LabSettings
 
 logger = logging.getLogger(__name__)
 FOLDER = Path("outputs/lab")
-STUDY = Path("docs/evidence/study.yaml")
+STUDY = Path("docs/evidence/tuned/study.yaml")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
