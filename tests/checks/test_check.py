@@ -359,17 +359,21 @@ def test_a_manifest_that_is_none_is_ignored(tiny, tmp_path):
 
 
 @pytest.mark.parametrize("split", ["train_files", "val_files"])
-def test_rows_that_ask_for_a_tool_agent_are_refused(tiny, tmp_path, split):
-    names = ["single_turn_agent", "single_turn_agent", "tool_agent", "tool_agent"]
+def test_rows_that_ask_for_an_unknown_agent_are_refused(tiny, tmp_path, split):
+    names = ["single_turn_agent", "tool_agent", "swe_agent", "swe_agent"]
     path = write(tmp_path / "x.parquet", [row(i, agent_name=name) for i, name in enumerate(names)])
     text = only(found(tiny(f"data.{split}={path}", "data.train_batch_size=4")))
     assert text.startswith(f"data.{split}: ")
-    assert "row 2 has agent_name 'tool_agent'" in text
+    assert "row 2 has agent_name 'swe_agent'" in text
 
 
-def test_rows_that_ask_for_the_single_turn_agent_pass(tiny, tmp_path):
-    path = write(tmp_path / "x.parquet", [row(i, agent_name="single_turn_agent") for i in range(8)])
-    assert found(tiny(f"data.train_files={path}")) == []
+def test_rows_that_ask_for_a_known_agent_pass(tiny, tmp_path):
+    loops = tmp_path / "loops.yaml"
+    loops.write_text("- {name: swe_agent, _target_: somewhere.Loop}\n")
+    names = ["single_turn_agent", "seeded_single_turn", "tool_agent", "swe_agent"] * 2
+    path = write(tmp_path / "x.parquet", [row(i, agent_name=name) for i, name in enumerate(names)])
+    key = "actor_rollout_ref.rollout.agent.agent_loop_config_path"
+    assert found(tiny(f"data.train_files={path}", f"{key}={loops}")) == []
 
 
 def test_a_file_made_with_another_template_is_refused(tiny, tmp_path):
@@ -445,7 +449,7 @@ POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 1\n"
         ("model.safetensors.index.json", b'{"weight_map": {"a": "model-2.safetensors"}}', "has no model-2.safetensors"),
         ("tokenizer.json", b"{", "cannot be loaded"),
         ("tokenizer.json", None, "has no vocabulary; download its tokenizer.json"),
-        ("chat_template.jinja", b"{% if %}", "cannot write the prompts (Expected an expression"),
+        ("chat_template.jinja", b"{% if %}", "cannot write the prompts of data.train_files (Expected an expression"),
     ],
 )
 def test_what_a_broken_download_leaves_is_an_error(tiny, model, name, content, said):
@@ -535,21 +539,60 @@ def test_a_tokenizer_folder_that_was_never_made_is_an_error(tiny):
     )
 
 
-def test_long_prompts_are_a_warning_unless_none_is_left(tiny, tmp_path):
-    long = [{"role": "user", "content": "1 + " * 60 + "1 = ?"}]
-    some = write(tmp_path / "some.parquet", [row(i) for i in range(8)] + [row(9, prompt=long)])
-    every = write(tmp_path / "every.parquet", [row(i, prompt=long) for i in range(8)])
-    config = tiny(f"data.train_files={some}")
+LONG = [{"role": "user", "content": "1 + " * 60 + "1 = ?"}]
+
+
+@pytest.mark.parametrize("split", ["train_files", "val_files"])
+def test_long_prompts_are_a_warning_unless_none_is_left(tiny, tmp_path, split):
+    some = write(tmp_path / "some.parquet", [row(i) for i in range(8)] + [row(9, prompt=LONG)])
+    every = write(tmp_path / "every.parquet", [row(i, prompt=LONG) for i in range(8)])
+    config = tiny(f"data.{split}={some}")
     assert found(config) == []
     warned = only(found(config, WARNING))
-    assert "1 of the first 9 prompts are longer" in warned
+    assert f"1 of the first 9 prompts of data.{split} are longer" in warned
     assert "(data.filter_overlong_prompts)" in warned
     assert "data.filter_overlong_prompts" in only(
-        found(tiny(f"data.train_files={some}", "data.filter_overlong_prompts=false"))
+        found(tiny(f"data.{split}={some}", "data.filter_overlong_prompts=false"))
     )
-    assert only(found(tiny(f"data.train_files={every}"))).startswith(
-        "data.max_prompt_length is 48 and 8 of the first 8"
+    assert only(found(tiny(f"data.{split}={every}"))).startswith(
+        f"data.max_prompt_length is 48 and 8 of the first 8 prompts of data.{split}"
     )
+
+
+def test_prompts_of_every_file_are_measured(tiny, tmp_path):
+    """A benchmark a file, the long ones in the second."""
+    first = write(tmp_path / "first.parquet", [row(i) for i in range(4)])
+    second = write(tmp_path / "second.parquet", [row(i, prompt=LONG) for i in range(4)])
+    assert "4 of the first 8 prompts of data.val_files" in only(
+        found(tiny(f"data.val_files=[{first},{second}]"), WARNING)
+    )
+
+
+# Qwen3's way: whether the turn is opened with an empty thought is an argument of the template.
+OPENED = (
+    "{% for m in messages %}{{ m.content }}{% endfor %}{% if add_generation_prompt %}"
+    "{% if enable_thinking is false %}{{ '<think></think>' * 4 }}{% else %}<think>\n{% endif %}{% endif %}"
+)
+
+
+def test_prompts_are_written_with_the_runs_arguments_of_the_template(tiny, model):
+    """Without thinking this prompt does not open as preset.template=thought wants it, and is too long."""
+    folder = model()
+    (folder / "chat_template.jinja").write_text(OPENED)
+    settings = [f"actor_rollout_ref.model.path={folder}", "preset.template=thought"]
+    assert found(tiny(*settings)) == []
+    texts = found(tiny(*settings, "data.apply_chat_template_kwargs.enable_thinking=false"))
+    assert any("this chat template ends with" in text and "</think>" in text for text in texts)
+    assert any("prompts of data.val_files are longer" in text for text in texts)
+
+
+def test_a_chat_template_of_the_run_replaces_the_tokenizers(tiny, model):
+    folder = model()
+    (folder / "chat_template.jinja").unlink()
+    config = tiny(f"actor_rollout_ref.model.path={folder}", "preset.template=thought")
+    assert "has no chat template" in only(found(config))
+    config.actor_rollout_ref.model.custom_chat_template = OPENED
+    assert found(config) == []
 
 
 # ---- estimates, against sums done by hand

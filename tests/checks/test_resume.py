@@ -308,6 +308,11 @@ def test_a_record_that_is_not_there_is_not_compared(configure, run, broken):
     assert texts(configure(), ERROR) == []
 
 
+def test_a_damaged_record_is_refused(configure, run):
+    (run / "record/start-000/config.yaml").write_text("a: [")
+    assert "start-000/config.yaml is not YAML" in refusal(configure())
+
+
 def test_a_folder_in_use_is_named(configure, run):
     from recipe.exgrpo.runs import lock
 

@@ -6,6 +6,7 @@ The stand-in answers with the last digit of the sampling seed, so every score is
 import argparse
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -214,6 +215,39 @@ def test_dry_run_counts_and_touches_nothing(run, tmp_path):
     assert (estimate["generations"], estimate["response_tokens_at_most"]) == (40, 320)
     assert estimate["hours_at_most_guess"] > 0
     assert not (tmp_path / "out").exists()
+
+
+def test_a_checkpoint_is_asked_as_its_run_asked_it(run, tmp_path):
+    """The newest recorded start says which arguments the chat template got; the command line wins over it."""
+    checkpoint = tmp_path / "run" / "global_step_8"
+    shutil.copytree(ROOT / TOY, checkpoint / "actor" / "huggingface")
+    (checkpoint / "actor" / "model_world_size_1_rank_0.pt").write_bytes(b"weights")
+    template = "{{ messages[0].content }}{% if enable_thinking is false %}{{ '1' * 10 }}{% endif %}"
+    (checkpoint / "actor" / "huggingface" / "chat_template.jinja").write_text(template)
+
+    def tokens(*more: str) -> int:
+        code, output, errors = run("out", "--dry-run", "--model", str(checkpoint), *more)
+        assert code == 0, errors
+        return json.loads(output)["prompt_tokens"]
+
+    plain = tokens()
+    for number, thinking in ((2, "true"), (10, "false")):
+        record = tmp_path / "run" / "record" / f"start-{number:03d}"
+        record.mkdir(parents=True)
+        (record / "config.yaml").write_text(f"data: {{apply_chat_template_kwargs: {{enable_thinking: {thinking}}}}}\n")
+    assert tokens() == plain + 10 * QUESTIONS * SAMPLES
+    assert tokens("--chat-template-kwargs", "{}") == plain
+    (record / "config.yaml").write_text("a: [")
+    code, _, errors = run("out", "--dry-run", "--model", str(checkpoint))
+    assert (code, "start-010/config.yaml is not YAML" in errors) == (2, True)
+
+
+@pytest.mark.parametrize("text", ["[1]", "{", "enable_thinking=false"])
+def test_arguments_of_the_template_are_a_json_object(run, text, capsys):
+    with pytest.raises(SystemExit) as caught:
+        run("out", "--chat-template-kwargs", text)
+    assert caught.value.code == 2
+    assert f"must be a JSON object, not {text}" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

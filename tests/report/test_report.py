@@ -308,7 +308,7 @@ def broken(folder: Path, content: str) -> Path:
         (["ROOT/good", "ROOT/other/good"], "two lines are called 'good'"),
         (["ROOT/good", "--against", "absent"], "--against absent: there is no such line; there are good."),
         (["--group", "a=ROOT/good,ROOT/other/good"], "a: two runs have seed 0"),
-        (["ROOT/config"], "record/start-000/config.yaml is not YAML."),
+        (["ROOT/config"], "record/start-000/config.yaml is not YAML, or no configuration."),
     ],
 )
 def test_what_cannot_be_reported_is_one_sentence(report, tmp_path, arguments, sentence):

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import shutil
 import subprocess
 
 import pytest
@@ -54,6 +55,29 @@ def test_data_files_are_recorded_with_manifest_and_hash(config):
     assert train["sha256"] == hashlib.sha256(b"train").hexdigest()
     assert train["manifest"] == {"rows": 3, "template": "plain"}
     assert val["manifest"] is None
+
+
+def test_a_start_whose_elder_is_gone_gets_a_number_of_its_own(config, tmp_path):
+    """As in a run folder that was copied without its first record."""
+    first, second = run_record.record_start(config), run_record.record_start(config)
+    shutil.rmtree(first)
+    assert run_record.record_start(config).name == "start-002"
+    (tmp_path / "run/record/start-of-notes").mkdir()
+    assert [path.name for path in run_record.starts(tmp_path / "run")] == ["start-001", "start-002"]
+    config.exgrpo.seed = 12
+    second.rename(second.with_name("start-1000"))
+    run_record.record_start(config)
+    assert run_record.last_config(tmp_path / "run")["exgrpo"]["seed"] == 12
+    assert run_record.starts(tmp_path / "run")[-1].name == "start-1001"
+
+
+def test_a_damaged_record_is_named(config, tmp_path):
+    assert run_record.last_config(tmp_path / "run") == {}
+    file = run_record.record_start(config) / "config.yaml"
+    for content in (b"", b"a: [", b"- 1", b"\xff"):
+        file.write_bytes(content)
+        with pytest.raises(run_record.RecordError, match=r"start-000/config\.yaml is not YAML, or no configuration"):
+            run_record.last_config(tmp_path / "run")
 
 
 def test_every_start_keeps_its_own_record(config):

@@ -1,5 +1,6 @@
 """Everything that is decided before a model is loaded: benchmarks, prompts, chunks, vLLM's arguments, the fingerprint."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -38,6 +39,7 @@ class Options:
     gpu_memory_utilization: float = 0.9
     grading_workers: int = 2
     rules_module: str | None = None
+    chat_template_kwargs: Mapping[str, Any] | None = None
 
     def __post_init__(self) -> None:
         if not 0 <= self.temperature < float("inf"):
@@ -134,7 +136,7 @@ def make_plan(options: Options) -> Plan:
     benchmarks = load_benchmarks(parquet_files(options.data), options.samples, options.limit, options.seed)
     model, devices = find_model(options.model), visible_devices()
     tokenizer = options.tokenizer or str(model.tokenizer)
-    prompts = tokenise(benchmarks, tokenizer)
+    prompts = tokenise(benchmarks, tokenizer, options.chat_template_kwargs or {})
     items = items_of(benchmarks)
     chunks = chunks_of(len(items), options.chunk or (256 if devices else 64))
     copies = options.data_parallel or max(1, len(devices) // options.tensor_parallel)

@@ -3,9 +3,10 @@
 import hashlib
 import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from verl_ext.evaluation import EvaluationError
 from verl_ext.evaluation.questions import Benchmark
@@ -33,8 +34,11 @@ class Prompts:
         return sum(b.n_samples * sum(map(len, self.ids[b.name].values())) for b in benchmarks)
 
 
-def tokenise(benchmarks: Sequence[Benchmark], folder: str | Path) -> Prompts:
-    """Render every prompt. Raises EvaluationError if the tokenizer does not load or has no chat template."""
+def tokenise(benchmarks: Sequence[Benchmark], folder: str | Path, arguments: Mapping[str, Any]) -> Prompts:
+    """Render every prompt; `arguments` reach the chat template, such as {"enable_thinking": False}.
+
+    Raises EvaluationError if the tokenizer does not load or has no chat template.
+    """
     from transformers import AutoTokenizer
 
     try:
@@ -43,11 +47,11 @@ def tokenise(benchmarks: Sequence[Benchmark], folder: str | Path) -> Prompts:
         raise EvaluationError(f"{folder}: the tokenizer cannot be loaded ({str(error).splitlines()[0]})") from None
     if not tokenizer.chat_template:
         raise EvaluationError(f"{folder}: the tokenizer has no chat template; make one with data/prepare_tokenizer.py")
+    arguments = {**arguments, "add_generation_prompt": True, "tokenize": False}
     texts = {
-        b.name: {q.key: tokenizer.apply_chat_template(list(q.prompt), add_generation_prompt=True, tokenize=False)
-                 for q in b.questions}
+        b.name: {q.key: tokenizer.apply_chat_template(list(q.prompt), **arguments) for q in b.questions}
         for b in benchmarks
-    }  # fmt: skip
+    }
     _warn_about_thought(benchmarks, texts, folder)
     encoded = {
         name: tokenizer(list(t.values()), add_special_tokens=False, verbose=False)["input_ids"]

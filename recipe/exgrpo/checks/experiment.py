@@ -6,12 +6,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
 from omegaconf import OmegaConf
 
 from recipe.exgrpo.checks.findings import Finding, error, note, warning
 from recipe.exgrpo.checks.run import Run
 from recipe.exgrpo.presets.paper_settings import flatten
+from recipe.exgrpo.runs.record import RecordError, last_config, starts
 from verl_ext.files import sha256_of
 
 # What makes it another experiment: name in exgrpo.resume_allow -> keys, or beginnings of keys that end in a dot or underscore.
@@ -70,7 +70,14 @@ class Change:
 
 def experiment_findings(run: Run, checkpoint: Path) -> Iterator[Finding]:
     """What this run changes of the run that saved `checkpoint`: refused unless `exgrpo.resume_allow` names it, or noted."""
-    changes = list(changes_since(run, checkpoint.parent))
+    try:
+        changes = list(changes_since(run, checkpoint.parent))
+    except RecordError as problem:
+        yield error(
+            f"trainer.default_local_dir: {problem} It says what run this is: restore it, or move its folder away to go on "
+            "without comparing."
+        )
+        return
     allowed = set(run.settings.resume_allow)
     names = sorted({change.name for change in changes if change.name})
     clauses = "; ".join(change.clause for change in changes if change.name)
@@ -87,22 +94,17 @@ def experiment_findings(run: Run, checkpoint: Path) -> Iterator[Finding]:
 
 
 def changes_since(run: Run, root: Path) -> Iterator[Change]:
-    """How this run differs from the record of the last start in `root`, if that has one."""
-    start = _last_start(root)
-    if start is None:
+    """How this run differs from the record of the last start in `root`, if that has one. Raises RecordError."""
+    recorded = last_config(root)
+    if not recorded:
         return
-    before = flatten(yaml.safe_load((start / "config.yaml").read_text(encoding="utf-8")))
+    before = flatten(recorded)
     now = flatten(OmegaConf.to_container(run.config, resolve=True))
     for key in sorted(before.keys() | now.keys()):
         old, new = before.get(key), now.get(key)
         if old != new and not key.startswith(PLACE):
             yield Change(_name_of(key), f"{key} was {old!r} and is {new!r}")
-    yield from _data_changes(run, start)
-
-
-def _last_start(root: Path) -> Path | None:
-    found = [path for path in sorted((root / "record").glob("start-*")) if (path / "config.yaml").is_file()]
-    return found[-1] if found else None
+    yield from _data_changes(run, starts(root)[-1])
 
 
 def _name_of(key: str) -> str | None:

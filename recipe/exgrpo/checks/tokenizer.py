@@ -11,13 +11,14 @@ from recipe.exgrpo.checks.data import column
 from recipe.exgrpo.checks.findings import Finding, error, warning
 from recipe.exgrpo.checks.run import Run
 from recipe.exgrpo.checks.shapes import is_missing
+from recipe.exgrpo.experience.target import template_arguments
 
-SAMPLE = 200  # prompts looked at; all of them would take a minute
+SAMPLE = 200  # prompts looked at in each file; all of them would take a minute
 TEMPLATES = Path(__file__).resolve().parents[3] / "data" / "templates"
 
 
 def tokenizer_findings(run: Run, readable: bool) -> Iterator[Finding]:
-    """What is wrong with the tokenizer, alone and, where the parquet files are `readable`, with the training prompts."""
+    """What is wrong with the tokenizer, alone and, where the parquet files are `readable`, with the prompts of both splits."""
     folder = run.tokenizer_folder
     if folder is None:
         yield from _missing_findings(run)
@@ -26,6 +27,7 @@ def tokenizer_findings(run: Run, readable: bool) -> Iterator[Finding]:
     if isinstance(tokenizer, Finding):
         yield tokenizer
         return
+    tokenizer.chat_template = run.config.actor_rollout_ref.model.custom_chat_template or tokenizer.chat_template
     yield from _vocabulary_findings(run, tokenizer)
     if not tokenizer.chat_template:
         yield error(f"{run.tokenizer_key}: {folder} has no chat template{_remedy(run)}")
@@ -34,18 +36,25 @@ def tokenizer_findings(run: Run, readable: bool) -> Iterator[Finding]:
 
 
 def _prompt_findings(run: Run, tokenizer: Any, folder: Path) -> Iterator[Finding]:
-    prompts = list(islice(column(run.files["train_files"][0], run.config.data.prompt_key), SAMPLE))
-    try:
-        texts = [
-            tokenizer.apply_chat_template(prompt, add_generation_prompt=True, tokenize=False) for prompt in prompts
-        ]
-    except TemplateError as problem:
-        yield error(
-            f"{run.tokenizer_key}: the chat template of {folder} cannot write the prompts ({problem}){_remedy(run)}"
-        )
-        return
-    yield from _template_findings(run, tokenizer, prompts, texts)
-    yield from _length_findings(run, tokenizer, texts)
+    for split, files in run.files.items():
+        prompts = [prompt for path in files for prompt in islice(column(path, run.config.data.prompt_key), SAMPLE)]
+        try:
+            texts = _rendered(run, tokenizer, prompts)
+        except TemplateError as problem:
+            yield error(
+                f"{run.tokenizer_key}: the chat template of {folder} cannot write the prompts of data.{split} "
+                f"({problem}){_remedy(run)}"
+            )
+            return
+        if split == "train_files":
+            yield from _template_findings(run, tokenizer, prompts, texts)
+        yield from _length_findings(run, split, tokenizer, texts)
+
+
+def _rendered(run: Run, tokenizer: Any, prompts: list) -> list[str]:
+    """The prompts as verl's agent loop writes them."""
+    arguments = template_arguments(run.config) | {"add_generation_prompt": True, "tokenize": False}
+    return [tokenizer.apply_chat_template(prompt, **arguments) for prompt in prompts]
 
 
 def _remedy(run: Run) -> str:
@@ -115,13 +124,19 @@ def _template(name: str) -> dict | None:
     return yaml.safe_load(path.read_text(encoding="utf-8")) if path.is_file() else None
 
 
-def _length_findings(run: Run, tokenizer: Any, texts: list[str]) -> Iterator[Finding]:
+def _length_findings(run: Run, split: str, tokenizer: Any, texts: list[str]) -> Iterator[Finding]:
+    """verl filters both splits alike; what it keeps of an overlong prompt, whatever data.truncation says, is its end."""
     limit = run.prompt_tokens
     over = sum(len(ids) > limit for ids in tokenizer(texts, add_special_tokens=False)["input_ids"]) if texts else 0
     if not over:
         return
-    text = f"data.max_prompt_length is {limit} and {over} of the first {len(texts)} prompts are longer"
-    if over == len(texts) or not run.config.data.filter_overlong_prompts:
-        yield error(f"{text}; raise it, or set data.filter_overlong_prompts=true to leave out the long ones.")
+    text = f"data.max_prompt_length is {limit} and {over} of the first {len(texts)} prompts of data.{split} are longer"
+    if over == len(texts):
+        yield error(f"{text}; raise it.")
+    elif not run.config.data.filter_overlong_prompts:
+        yield error(
+            f"{text}, which verl would cut at their beginning; raise it, or leave them out with "
+            "data.filter_overlong_prompts=true."
+        )
     else:
         yield warning(f"{text}; verl leaves them out (data.filter_overlong_prompts).")

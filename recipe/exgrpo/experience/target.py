@@ -47,7 +47,7 @@ class Target:
 
         `keep` says which questions the run trains on. Raises ValueError naming the file or key that cannot be read.
         """
-        tokenizer = load_tokenizer(tokenizer_path(config)) if tokenizer is None else tokenizer
+        tokenizer = run_tokenizer(config) if tokenizer is None else tokenizer
         rows = rows_by_question(map(Path, paths_of(config, "train_files")))
         arguments = template_arguments(config)
         return cls(
@@ -68,6 +68,13 @@ def tokenizer_path(config: DictConfig) -> str:
     """Folder or hub id of a run's tokenizer."""
     model = config.actor_rollout_ref.model
     return str(model.tokenizer_path or model.path)
+
+
+def run_tokenizer(config: DictConfig) -> Any:
+    """A run's tokenizer with its chat template, as verl makes it. Raises ValueError naming it."""
+    tokenizer = load_tokenizer(tokenizer_path(config))
+    tokenizer.chat_template = config.actor_rollout_ref.model.custom_chat_template or tokenizer.chat_template
+    return tokenizer
 
 
 def template_arguments(config: DictConfig) -> dict[str, Any]:

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-import yaml
 
 from recipe.exgrpo.presets.paper_settings import flatten
+from recipe.exgrpo.runs.record import last_config, starts
 from verl_ext.metrics_log import read_metrics
 
 FILE, VALIDATION, QUESTIONS = "metrics.jsonl", "val/pass_rate", "batch/questions"
@@ -76,22 +76,12 @@ def read_run(folder: Path) -> RunMetrics:
     metrics = pd.DataFrame(rows).set_index("step")
     if not (metrics.index.is_monotonic_increasing and metrics.index.is_unique):
         raise ValueError(f"{path}: steps do not rise from line to line.")
-    starts = sorted((folder / "record").glob("start-*"))
-    newest = starts[-1] if starts else None
-    return RunMetrics(folder, metrics, _settings(newest), len(starts), _commit(newest), torn)
+    found, config = starts(folder), last_config(folder)
+    return RunMetrics(folder, metrics, flatten(config) if config else {}, len(found), _commit(found), torn)
 
 
-def _settings(start: Path | None) -> dict[str, Any]:
-    if start is None or not (start / "config.yaml").is_file():
-        return {}
-    try:
-        return flatten(yaml.safe_load((start / "config.yaml").read_text(encoding="utf-8")))
-    except (yaml.YAMLError, UnicodeDecodeError):
-        raise ValueError(f"{start / 'config.yaml'} is not YAML.") from None
-
-
-def _commit(start: Path | None) -> str | None:
-    if start is None or not (start / "run.json").is_file():
+def _commit(found: list[Path]) -> str | None:
+    if not found or not (found[-1] / "run.json").is_file():
         return None
-    git = json.loads((start / "run.json").read_text(encoding="utf-8")).get("git")
+    git = json.loads((found[-1] / "run.json").read_text(encoding="utf-8")).get("git")
     return git and git["commit"][:9] + ("+" if git["changed"] else "")

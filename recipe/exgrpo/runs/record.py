@@ -6,12 +6,14 @@ parquet file, its SHA-256 and the manifest beside it.
 
 import json
 import platform
+import re
 import subprocess
 import sys
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import yaml
 from omegaconf import DictConfig, OmegaConf
 
 from verl_ext.dataset import SPLITS, manifest_of, paths_of
@@ -31,18 +33,49 @@ PACKAGES = (
     "TransferQueue",
     "numpy",
 )
+NUMBERED = re.compile(r"start-\d+")
 SEEDS = ("exgrpo.seed", "data.seed", "actor_rollout_ref.rollout.seed", "actor_rollout_ref.actor.fsdp_config.seed")
+
+
+class RecordError(ValueError):
+    """A record cannot be read; the message names the file."""
 
 
 def record_start(config: DictConfig) -> Path:
     """Write the record of this start; returns its folder. Raises OSError when the run folder cannot be written."""
-    parent = Path(config.trainer.default_local_dir) / "record"
-    folder = parent / f"start-{len(list(parent.glob('start-*'))):03d}"
+    root = Path(config.trainer.default_local_dir)
+    folder = root / "record" / f"start-{max(map(_number, starts(root)), default=-1) + 1:03d}"
     described = json.dumps(describe_start(config), indent=2, ensure_ascii=False) + "\n"
     with new_folder(folder) as new:
         (new / "config.yaml").write_text(OmegaConf.to_yaml(config, resolve=True), encoding="utf-8")
         (new / "run.json").write_text(described, encoding="utf-8")
     return folder
+
+
+def starts(root: Path) -> list[Path]:
+    """The records in a run folder, oldest first; some may be gone."""
+    return sorted((path for path in (root / "record").glob("start-*") if NUMBERED.fullmatch(path.name)), key=_number)
+
+
+def last_config(root: Path) -> dict[str, Any]:
+    """The resolved configuration of the newest recorded start in a run folder; {} without one.
+
+    Raises RecordError naming the file when it is not one.
+    """
+    found = [path / "config.yaml" for path in starts(root) if (path / "config.yaml").is_file()]
+    if not found:
+        return {}
+    try:
+        config = yaml.safe_load(found[-1].read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError):
+        config = None
+    if not isinstance(config, dict):
+        raise RecordError(f"{found[-1]} is not YAML, or no configuration.")
+    return config
+
+
+def _number(start: Path) -> int:
+    return int(start.name.removeprefix("start-"))
 
 
 def describe_start(config: DictConfig) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """Parts of an evaluation that need no model: questions, seeds, sharing, the journal, tables, fingerprints, devices."""
 
 import json
+import shutil
 import subprocess
 from pathlib import Path
 
@@ -8,6 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from rich.console import Console
+from transformers import AutoTokenizer
 
 from verl_ext.evaluation import EvaluationError, journal, report, shards, tables
 from verl_ext.evaluation.model import BLOCK, WHOLE, find_model, fingerprint, merged
@@ -402,6 +404,23 @@ def test_plan_of_the_toy_model(data):
     questions = plan.work(TOY).questions["math500"]
     assert {q["max_tokens"] - 64 for q in questions.values()} <= {0}
     assert plan.settings() == make_plan(Options(str(TOY), [data], max_tokens=64, limit=4, chunk=3)).settings()
+
+
+def test_arguments_reach_the_chat_template_and_are_another_evaluation(data, tmp_path):
+    """As verl's agent loop writes the prompts of a run (data.apply_chat_template_kwargs)."""
+    folder = shutil.copytree(TOY, tmp_path / "tokenizer")
+    (folder / "chat_template.jinja").write_text(
+        "{{ messages[0].content }}{% if enable_thinking is false %} = ?{% endif %}"
+    )
+    common = {"tokenizer": str(folder), "max_tokens": 64, "limit": 2}
+    plain, without = (
+        make_plan(Options(str(TOY), [data], chat_template_kwargs=given, **common))
+        for given in (None, {"enable_thinking": False})
+    )
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    for key, ids in plain.prompts.ids["math500"].items():
+        assert without.prompts.ids["math500"][key] == ids + tokenizer.encode(" = ?", add_special_tokens=False)
+    assert [key for key in plain.settings() if plain.settings()[key] != without.settings()[key]] == ["prompts"]
 
 
 def test_responses_end_with_the_context(data):
