@@ -1,7 +1,9 @@
 """Traces into a store: every form of a row, matching, rendering, grading, lengths, duplicates, and what is said of bad rows."""
 
+import gzip
 import json
 import shutil
+import unicodedata
 from dataclasses import replace
 
 import numpy as np
@@ -13,6 +15,7 @@ from recipe.exgrpo.checkpoint.resume import tokenizer_fingerprint
 from recipe.exgrpo.core.buffer import ExperienceBuffer, Origin, Provenance, Response, prompt_hash
 from recipe.exgrpo.experience import table
 from recipe.exgrpo.experience.questions import Questions
+from recipe.exgrpo.experience.rendering import Renderer
 from recipe.exgrpo.experience.sources import Source, SourceError
 from recipe.exgrpo.experience.tokenizers import load_tokenizer
 from recipe.exgrpo.experience.traces import BadTrace, Columns
@@ -31,6 +34,8 @@ def prompt_of(question: str) -> list[int]:
 
 
 GOOD = {"question_id": "2+2", "response": "2+2=4"}
+ANSWER = {"role": "assistant", "content": "2+2=4"}
+SYSTEM = {"role": "system", "content": "Be brief."}
 
 
 @pytest.mark.parametrize("suffix", [".jsonl", ".parquet"])
@@ -46,6 +51,9 @@ GOOD = {"question_id": "2+2", "response": "2+2=4"}
         {"problem": "What is 2+2?", "solution": f"2+2=4{TOKENIZER.eos_token}"},
         {"question": "2+2", "token_ids": ids_of("2+2=4")},
         {"extra_info": {"question_id": "2+2"}, "text": "2+2=4"},
+        {"conversations": [{"from": "human", "value": "What is 2+2?"}, {"from": "gpt", "value": "2+2=4"}]},
+        {"prompt": "What is 2+2?", "response": [{"role": "assistant", "content": [{"type": "text", "text": "2+2=4"}]}]},
+        {"messages": [SYSTEM, *row_of("2+2")["prompt"], {"role": "assistant", "content": "2+2=4"}]},
     ],
     ids=lambda row: "-".join(row),
 )
@@ -146,7 +154,18 @@ def test_a_prompt_that_two_questions_share_finds_neither(tmp_path):
         ({"question_id": "2+2", "token_ids": [1], "log_probs": ["x"]}, "flat list of float32"),
         ({"question_id": "2+2", "token_ids": [1], "mask": [False]}, "no token that the model wrote"),
         ({"question_id": "2+2", "token_ids": [1], "mask": [1]}, "flat list of bool"),
+        ({"question_id": "2+2", "response": "4\ud83d"}, "half a character"),
+        ({"question_id": "2+2", "response": ["=4", "2=4"]}, "list of messages {role, content}; got '=4'"),
+        ({"question_id": "2+2", "messages": [ANSWER | {"reasoning_content": "hm"}]}, "messages have reasoning_content"),
+        ({"question_id": ["2+2"], "response": "=4"}, "nothing names its question"),
         (GOOD | {"source": 3}, "source must be text"),
+        (GOOD | {"source": "s" * 201}, "source must be text of at most 200 characters"),
+        (GOOD | {"source": "\ud83d"}, "half a character"),
+        (GOOD | {"birth_step": -1}, r"birth_step must be an integer in 0..2147483647; got -1\."),
+        (GOOD | {"temperature": -0.5}, "temperature must be a number from 0 on"),
+        (GOOD | {"latest_count": -1}, "latest_count must be an integer in 0..32767"),
+        (GOOD | {"group_size": 40_000}, "group_size must be an integer in 0..32767"),
+        (GOOD | {"group_size": 4, "group_successes": 5}, "5 group_successes of group_size 4"),
         (GOOD | {"behaviour": "read"}, "behaviour must be"),
         (GOOD | {"birth_step": 1.5}, "birth_step must be an integer"),
         (GOOD | {"advantage": "x"}, "advantage must be a number"),
@@ -163,6 +182,86 @@ def test_a_bad_row_ends_an_import_by_file_and_line_or_is_counted(tmp_path, row, 
     assert [found.question for found in stored(buffer)] == ["2+2", "1+3"]
     assert (report.read, report.bad) == (3, 1)
     assert report.bad_rows[0].startswith(f"{path}, line 2: ")
+
+
+def test_a_question_that_was_asked_within_a_conversation_is_another_one(tmp_path):
+    before = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}]
+    path = write(tmp_path / "a.jsonl", {"messages": [*before, *row_of("2+2")["prompt"], ANSWER]})
+    assert imported(path)[1].unmatched == 1
+
+
+def test_ids_that_pandas_made_floats_of_are_found(tmp_path):
+    """As it does with a column of integers where one is missing."""
+    path = write(
+        tmp_path / "a.parquet", GOOD | {"question_id": 7}, GOOD | {"question_id": None, "prompt": "What is 1+3?"}
+    )
+    questions = Questions({question: row_of(question) for question in ("7", "1+3")})
+    buffer, _ = imported(path, on=replace(target(), questions=questions))
+    assert [found.question for found in stored(buffer)] == ["7", "1+3"]
+
+
+def test_a_compressed_file_is_read_and_a_torn_one_named(tmp_path):
+    path = tmp_path / "expert.jsonl.gz"
+    path.write_bytes(gzip.compress(write(tmp_path / "plain.jsonl", GOOD, GOOD | {"question_id": "1+3"}).read_bytes()))
+    assert Source(path).count() == 2
+    assert dict(imported(path)[1].sources) == {"expert": 2}
+    path.write_bytes(path.read_bytes()[:-12])
+    with pytest.raises(SourceError, match=r"expert.jsonl.gz: cannot be read after line"):
+        imported(path)
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-32", "latin-1"])
+def test_a_file_in_another_encoding_is_refused(tmp_path, encoding):
+    path = tmp_path / "a.jsonl"
+    path.write_bytes((json.dumps(GOOD | {"response": "é=4"}, ensure_ascii=False) + "\n").encode(encoding))
+    with pytest.raises(BadTrace, match=r"line 1: not readable as JSON .* one object on each line, in UTF-8"):
+        imported(path)
+
+
+def test_a_file_with_nothing_in_it_is_refused(tmp_path):
+    for text in ("", "\n \n"):
+        (tmp_path / "a.jsonl").write_text(text)
+        with pytest.raises(SourceError, match="there is nothing in it"):
+            imported(tmp_path / "a.jsonl")
+
+
+def test_a_line_over_the_limit_is_a_bad_row_and_the_next_is_read(tmp_path, monkeypatch):
+    monkeypatch.setattr("recipe.exgrpo.experience.sources.MAX_LINE", 1 << 20)
+    path = write(tmp_path / "a.jsonl", GOOD | {"response": "0" * (3 << 20) + "=4"}, GOOD | {"question_id": "1+3"})
+    assert Source(path).count() == 2
+    buffer, report = imported(path, skip_bad=True)
+    assert [found.question for found in stored(buffer)] == ["1+3"]
+    assert report.bad_rows == [f"{path}, line 1: longer than 1 MB."]
+
+
+def test_of_a_text_without_end_only_the_beginning_is_tokenised(tmp_path):
+    """Merging ten megabytes without a space takes minutes; `longest` is what a token stands for at the most."""
+    asked = []
+
+    class Spy(Renderer):
+        def __init__(self):
+            super().__init__(TOKENIZER)
+            self.tokenizer = lambda texts, **_: asked.extend(texts) or TOKENIZER(texts, **_)
+            self.tokenizer.__dict__.update(eos_token=TOKENIZER.eos_token, eos_token_id=TOKENIZER.eos_token_id,
+                                           get_vocab=TOKENIZER.get_vocab, decode=TOKENIZER.decode,
+                                           apply_chat_template=TOKENIZER.apply_chat_template)  # fmt: skip
+
+    path = write(tmp_path / "a.jsonl", {"question_id": "2+2", "response": "0" * 10_000_000})
+    renderer = Spy()
+    assert imported(path, on=target(renderer=renderer))[1].overlong == 1
+    longest = max(map(len, TOKENIZER.get_vocab()))
+    assert [len(text) for text in asked] == [(target().max_response + 1) * longest]
+    assert renderer.response_ids(["0" * 50], row_of("2+2")["prompt"], 32)[0].tolist() == ids_of("0" * 50)
+
+
+@pytest.mark.parametrize("words", ["答案是二加二", "‮الجواب", "nai\u0308ve", "четыре 😀", "ก็คือ\u0e33"])
+def test_traces_in_any_language_decode_to_what_was_written(tmp_path, words):
+    path = write(tmp_path / "a.jsonl", {"prompt": "What is 2+2?", "response": f"{words}=4"})
+    on = target(max_response=64)
+    (found,) = stored(imported(path, on=on)[0])
+    assert on.renderer.text(found.token_ids) == unicodedata.normalize(
+        "NFC", f"{words}=4"
+    )  # as the toy's tokenizer does
 
 
 def test_bad_rows_of_parquet_are_named_by_their_number(tmp_path):

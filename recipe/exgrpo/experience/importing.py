@@ -112,6 +112,18 @@ class Importer:
             advance(len(chunk))
         self.report.questions = len(self._filled)
 
+    def examine(self, source: Source) -> int:
+        """Read a source as `read` does, but neither grade nor store it: the bytes that its traces would take, all accepted.
+
+        Raises as `read` does.
+        """
+        found, traces = 0, source.traces()
+        while chunk := self._next(traces):
+            for one in self._prepared([t for t in chunk if isinstance(t, Trace)]):
+                self._origin(one, one.trace.source or source.name)
+                found += self.buffer.bytes_of(len(one.prompt) + len(one.ids))
+        return found
+
     def _next(self, traces: Iterator[Trace | BadTrace]) -> list[Trace | BadTrace]:
         """The next traces; those that are bad are counted, or raised."""
         with self.report.timed("read"):
@@ -131,9 +143,9 @@ class Importer:
 
     def _import(self, traces: Sequence[Trace], source: Source, tag: str | None) -> None:
         with self.report.timed("render"):
-            rendered = self._fresh(self._fitting(self._rendered(self._matched(traces))))
+            prepared = self._prepared(traces)
         with self.report.timed("grade"):
-            graded = self._graded(rendered)
+            graded = self._graded(prepared)
         with self.report.timed("score"):
             complete = self._with_log_probs(graded)
         with self.report.timed("store"):
@@ -141,6 +153,9 @@ class Importer:
                 self._store(one, tag or one.trace.source or source.name)
 
     # ---- from traces to token ids
+
+    def _prepared(self, traces: Iterable[Trace]) -> list[Rendered]:
+        return self._fresh(self._fitting(self._rendered(self._matched(traces))))
 
     def _matched(self, traces: Iterable[Trace]) -> list[tuple[str, Trace]]:
         found = []
@@ -159,7 +174,7 @@ class Importer:
         renderer = self.target.renderer
         as_text = [trace.text for _, trace in matched if not self._has_ids(trace) and trace.text is not None]
         prompt = self.target.questions.messages(matched[0][0]) if matched else []
-        tokenised = iter(renderer.response_ids(as_text, prompt))
+        tokenised = iter(renderer.response_ids(as_text, prompt, self.target.max_response))
         for question, trace in matched:
             if self._has_ids(trace):
                 one = self._as_stored(question, trace)
@@ -262,11 +277,7 @@ class Importer:
 
     def _store(self, one: Rendered, source: str) -> None:
         trace, buffer = one.trace, self.buffer
-        temperature = self.target.temperature if trace.temperature is None else trace.temperature
-        buffer.origin = Origin(source, self.target.chat_template, temperature, one.behaviour)
-        self._origins.add(buffer.origin)
-        if len(self._origins) > MAX_ORIGINS:
-            raise trace.place.bad(f"more than {MAX_ORIGINS} different sources or temperatures")
+        buffer.origin = self._origin(one, source)
         born = trace.birth_step if self.target.born is None else self.target.born
         response = Response(one.ids, one.log_probs, one.mask, one.prompt)
         how = {"provenance": self._provenance(trace), "keep_prompt": True}
@@ -280,6 +291,14 @@ class Importer:
             self._note(one, source)
         else:
             self.report.duplicates += 1
+
+    def _origin(self, one: Rendered, source: str) -> Origin:
+        temperature = self.target.temperature if one.trace.temperature is None else one.trace.temperature
+        found = Origin(source, self.target.chat_template, temperature, one.behaviour)
+        self._origins.add(found)
+        if len(self._origins) > MAX_ORIGINS:
+            raise one.trace.place.bad(f"more than {MAX_ORIGINS} different sources or temperatures")
+        return found
 
     def _note(self, one: Rendered, source: str) -> None:
         self._filled.add(one.question)

@@ -1,6 +1,6 @@
 """The training questions that traces belong to: found by id, by the whole prompt, or by the question alone."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from recipe.exgrpo.experience.traces import Trace
@@ -24,12 +24,25 @@ class Questions:
 
     def find(self, trace: Trace) -> str | None:
         """The id of the question that `trace` answers; None when it is none of these."""
-        if trace.question is not None and trace.question in self.rows:
-            return trace.question
+        for name in _names(trace.question):
+            if name in self.rows:
+                return name
         if trace.prompt is None:
             return None
         messages = [{"content": trace.prompt}] if isinstance(trace.prompt, str) else trace.prompt
-        return self._by_prompt.get(_key(messages)) or self._by_prompt.get(_key(messages[-1:]))
+        found = self._by_prompt.get(_key(messages))
+        # Another system prompt is still the question; what was said before it is not.
+        alone = all(message["role"] == "system" for message in messages[:-1])
+        return self._by_prompt.get(_key(messages[-1:])) if found is None and alone else found
+
+
+def _names(question: str | None) -> Iterator[str]:
+    """An id, and the integer that pandas made a float of, as it does where another row has none."""
+    if question is not None:
+        yield question
+        whole, _, rest = question.partition(".")
+        if whole.isdecimal() and rest == "0":
+            yield whole
 
 
 def _key(messages: Sequence[Mapping[str, str]]) -> str:

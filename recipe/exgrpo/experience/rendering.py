@@ -1,6 +1,7 @@
 """Prompts and responses as token ids, as the run's rollouts have them."""
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -28,16 +29,26 @@ class Renderer:
         """Ids of a prompt with the assistant's turn opened, int32 [P]."""
         return np.asarray(self.render(messages), np.int32)
 
-    def response_ids(self, texts: Sequence[str], messages: list[dict[str, str]]) -> list[np.ndarray]:
-        """Ids of responses, int32 [L] each with the end of turn. `messages` is the prompt of any question of the run."""
+    def response_ids(self, texts: Sequence[str], messages: list[dict[str, str]], limit: int) -> list[np.ndarray]:
+        """Ids of responses, int32 [L] each with the end of turn. `messages` is the prompt of any question of the run.
+
+        Of a text that must be longer than `limit` tokens only the beginning is tokenised, more than `limit` still: the merges
+        of a tokenizer take minutes for megabytes without a space.
+        """
         if not texts:
             return []
         opening = self._opened(messages)
         bare = [text[len(opening) :] if opening and text.startswith(opening) else text for text in texts]
         end = self.tokenizer.eos_token
         bare = [text.removesuffix(end) if end else text for text in bare]
+        bare = [text[: (limit + 1) * self.longest] for text in bare]
         found = self.tokenizer(bare, add_special_tokens=False)["input_ids"]
         return [np.asarray([*ids, self.tokenizer.eos_token_id], np.int32) for ids in found]
+
+    @cached_property
+    def longest(self) -> int:
+        """Characters that one token stands for, at the most."""
+        return max(map(len, self.tokenizer.get_vocab()))
 
     def special_inside(self, ids: np.ndarray) -> str | None:
         """The first special token before the last position, by name: a trace that has one could end or open turns."""

@@ -1,6 +1,8 @@
 """Where traces come from: JSON lines, parquet, and saved states, one trace at a time."""
 
+import gzip
 import json
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,9 +15,11 @@ from recipe.exgrpo.core.buffer import ExperienceBuffer, Trajectory
 from recipe.exgrpo.experience.tokenizers import decoder, tokenizer_beside
 from recipe.exgrpo.experience.traces import BadTrace, Columns, Place, Trace, parse
 
-SUFFIXES = (".jsonl", ".parquet")
+SUFFIXES = (".jsonl", ".jsonl.gz", ".parquet")
 IMPORTED = "import"  # `policy` in the fingerprint of a state that nobody trained
 BATCH = 256  # rows of a parquet file in memory
+ONE_A_LINE = "a .jsonl file has one object on each line, in UTF-8"
+MAX_LINE = 64 << 20  # bytes of a line: two million tokens with log-probs
 
 
 class SourceError(ValueError):
@@ -33,7 +37,7 @@ class Source:
         if self.path.is_dir():
             if folder_of(self.path) is None:
                 raise SourceError(f"{self.path}: there is no experience state in this folder.")
-        elif self.path.suffix not in SUFFIXES:
+        elif not self.path.name.endswith(SUFFIXES):
             raise SourceError(f"{self.path}: traces come as {', '.join(SUFFIXES)} or as a saved state.")
         elif not self.path.is_file():
             raise SourceError(f"{self.path}: there is no such file.")
@@ -41,7 +45,9 @@ class Source:
     @property
     def name(self) -> str:
         """What traces are tagged with that have no source of their own."""
-        return self.path.stem if self.path.is_file() else "/".join(self.path.resolve().parts[-2:])
+        if self.path.is_dir():
+            return "/".join(self.path.resolve().parts[-2:])
+        return self.path.name.removesuffix(".gz").rpartition(".")[0]
 
     def count(self) -> int:
         """Traces, for a progress bar."""
@@ -49,8 +55,7 @@ class Source:
             return int(Stored.open(self.path).manifest["counts"]["trajectories"])
         if self.path.suffix == ".parquet":
             return _opened(self.path).metadata.num_rows
-        with self.path.open("rb") as file:
-            return sum(1 for line in file if line.strip())
+        return sum(1 for _ in _lines(self.path))
 
     def traces(self) -> Iterator[Trace | BadTrace]:
         """Raises SourceError or an ExperienceStateError where the source as a whole cannot be read."""
@@ -58,11 +63,14 @@ class Source:
             yield from state_traces(self.path, self.name)
             return
         rows = _parquet_rows(self.path) if self.path.suffix == ".parquet" else _json_rows(self.path)
+        place = None
         for place, row in rows:
             try:
                 yield row if isinstance(row, BadTrace) else parse(row, place, self.columns)
             except BadTrace as bad:
                 yield bad
+        if place is None:
+            raise SourceError(f"{self.path}: there is nothing in it.")
 
 
 def state_traces(path: Path, name: str) -> Iterator[Trace]:
@@ -105,19 +113,34 @@ def trace_of(
 
 
 def _json_rows(path: Path) -> Iterator[tuple[Place, Any]]:
-    with path.open("rb") as file:
-        for number, line in enumerate(file, 1):
-            if line.strip():
-                place = Place(str(path), f"line {number}")
-                yield place, _json_row(line, place)
+    for number, line in _lines(path):
+        place = Place(str(path), f"line {number}")
+        yield place, _json_row(line, place)
+
+
+def _lines(path: Path) -> Iterator[tuple[int, bytes]]:
+    """Lines that are not blank, by number, of one that is too long its beginning. Raises SourceError where they end early."""
+    number = 0
+    try:
+        with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
+            while line := file.readline(MAX_LINE):
+                number, rest = number + 1, line
+                while not rest.endswith(b"\n") and (rest := file.readline(MAX_LINE)):
+                    pass
+                if line.strip():
+                    yield number, line
+    except (OSError, EOFError, zlib.error) as error:
+        raise SourceError(f"{path}: cannot be read after line {number} ({error}).") from None
 
 
 def _json_row(line: bytes, place: Place) -> dict | BadTrace:
+    if len(line) == MAX_LINE:
+        return place.bad(f"longer than {MAX_LINE >> 20} MB")
     try:
         row = json.loads(line)
     except (ValueError, RecursionError) as error:
-        return place.bad(f"not readable as JSON ({error})")
-    return row if isinstance(row, dict) else place.bad("not a JSON object")
+        return place.bad(f"not readable as JSON ({error}); {ONE_A_LINE}")
+    return row if isinstance(row, dict) else place.bad(f"not a JSON object; {ONE_A_LINE}")
 
 
 def _opened(path: Path):

@@ -1,5 +1,6 @@
 """One trace as a file or a saved state has it, before it is rendered and graded; every form that is understood."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -9,12 +10,15 @@ import numpy as np
 
 from recipe.exgrpo.core.buffer import Provenance
 from recipe.exgrpo.core.buffer.records import LOG_PROB_SLACK, MAX_ID
+from recipe.exgrpo.experience.messages import CONVERSATION_KEYS, plain, shown
 
 # Columns that are looked for, in this order; the first that a row has counts.
 QUESTION_KEYS = ("question_id", "question")
 PROMPT_KEYS = ("prompt", "problem", "question")
 RESPONSE_KEYS = ("response", "target", "text", "completion", "solution", "answer")
 MEASURED, SCORED, ONE = "measured", "scored", "one"  # see `core.buffer.Origin`
+MAX_COUNT = 2**15 - 1  # what a state has room for, of successes and of the size of a group
+MAX_NAME = 200  # characters of a source
 
 
 class BadTrace(ValueError):
@@ -98,35 +102,45 @@ def _conversation(row: Mapping[str, Any], place: Place, columns: Columns) -> tup
     question = _first(row, (columns.question,) if columns.question else QUESTION_KEYS) or info_id
     prompt = _first(row, (columns.prompt,) if columns.prompt else PROMPT_KEYS)
     response = _first(row, (columns.response,) if columns.response else RESPONSE_KEYS)
-    if "messages" in row:
-        *turns, last = _messages(row["messages"], place, "messages")
+    if (whole := _first(row, CONVERSATION_KEYS)) is not None:
+        *turns, last = _messages(whole, place, "messages")
         prompt, response = turns or None, [last]
     if prompt is not None and not isinstance(prompt, str):
         prompt = _messages(prompt, place, "prompt")
     if response is not None and not isinstance(response, str):
         response = _response(_messages(response, place, "response"), place)
-    return None if question is None else str(question), prompt or None, response
+    return _id(question), prompt or None, _sound(response, "the response", place)
 
 
 def _first(row: Mapping[str, Any], names: Sequence[str]) -> Any:
     return next((row[name] for name in names if name in row), None)
 
 
+def _id(value: Any) -> str | None:
+    """A question's id; none is a list or a mapping, as a column `question` of messages has them."""
+    return None if value is None or isinstance(value, Mapping | list | tuple | np.ndarray) else str(value)
+
+
 def _messages(value: Any, place: Place, what: str) -> list[dict[str, str]]:
-    messages = list(value) if isinstance(value, list | tuple | np.ndarray) else []
-    good = all(
-        isinstance(m, Mapping) and isinstance(m.get("role"), str) and isinstance(m.get("content"), str)
-        for m in messages
-    )
-    if not messages or not good:
-        raise place.bad(f"{what} must be text or a list of messages {{role, content}}; got {_shown(value)}")
-    return [{"role": m["role"], "content": m["content"]} for m in messages]
+    try:
+        return plain(value)
+    except ValueError as error:
+        raise place.bad(f"{what} {error}") from None
 
 
 def _response(messages: list[dict[str, str]], place: Place) -> str:
     if len(messages) != 1 or messages[0]["role"] != "assistant":
         raise place.bad("a trace is one assistant message after its prompt (tool turns are not imported)")
     return messages[0]["content"]
+
+
+def _sound(text: str | None, what: str, place: Place) -> str | None:
+    """Text that UTF-8 can write: JSON may hold half of a surrogate pair, which no tokenizer and no file takes."""
+    try:
+        (text or "").encode()
+    except UnicodeEncodeError as error:
+        raise place.bad(f"{what} holds half a character ({shown(text[error.start])}, a lone surrogate)") from None
+    return text
 
 
 def _tokens(row: Mapping[str, Any], ids: np.ndarray | None, place: Place) -> dict[str, Any]:
@@ -149,52 +163,59 @@ def _tokens(row: Mapping[str, Any], ids: np.ndarray | None, place: Place) -> dic
 
 def _known(row: Mapping[str, Any], place: Place) -> dict[str, Any]:
     """What an exported row says besides (`experience.table`), checked."""
-    size, group = (_integer(row, name, default, place) for name, default in (("group_size", 0), ("group", -1)))
-    provenance = Provenance(
-        group, _integer(row, "group_successes", 0, place), size, _number(row, "advantage", 0.0, place)
-    )
-    try:
-        prompt_hash = int(row.get("prompt_hash", "0"), 16)
-    except (TypeError, ValueError):
-        raise place.bad(f"prompt_hash must be hexadecimal digits; got {_shown(row['prompt_hash'])}") from None
+    successes, size = (_integer(row, name, 0, place, high=MAX_COUNT) for name in ("group_successes", "group_size"))
+    if successes > size:
+        raise place.bad(f"{successes} group_successes of group_size {size}")
+    group = _integer(row, "group", -1, place, low=-1)
     behaviour = _text(row, "behaviour", place) or MEASURED
     if behaviour not in (MEASURED, SCORED, ONE):
-        raise place.bad(f"behaviour must be {MEASURED}, {SCORED} or {ONE}; got {_shown(behaviour)}")
+        raise place.bad(f"behaviour must be {MEASURED}, {SCORED} or {ONE}; got {shown(behaviour)}")
     return {
-        "provenance": provenance,
+        "provenance": Provenance(group, successes, size, _number(row, "advantage", 0.0, place)),
         "tokenizer": _text(row, "tokenizer", place),
-        "prompt_hash": prompt_hash,
+        "prompt_hash": _hash(row, place),
         "source": _text(row, "source", place),
         "behaviour": behaviour,
-        "temperature": _number(row, "temperature", None, place),
+        "temperature": _number(row, "temperature", None, place, low=0.0),
         "birth_step": _integer(row, "birth_step", 0, place),
-        "count": _integer(row, "latest_count", None, place),
-        "group_size": _integer(row, "state_group_size", size, place),
+        "count": _integer(row, "latest_count", None, place, high=MAX_COUNT),
+        "group_size": _integer(row, "state_group_size", size, place, high=MAX_COUNT),
     }
+
+
+def _hash(row: Mapping[str, Any], place: Place) -> int:
+    try:
+        return int(row.get("prompt_hash", "0"), 16)
+    except (TypeError, ValueError):
+        raise place.bad(f"prompt_hash must be hexadecimal digits; got {shown(row['prompt_hash'])}") from None
 
 
 def _text(row: Mapping[str, Any], name: str, place: Place) -> str | None:
     value = row.get(name)
-    if value is not None and not isinstance(value, str):
-        raise place.bad(f"{name} must be text; got {_shown(value)}")
-    return value
+    if value is not None and not (isinstance(value, str) and len(value) <= MAX_NAME):
+        raise place.bad(f"{name} must be text of at most {MAX_NAME} characters; got {shown(value)}")
+    return _sound(value, name, place)
 
 
-def _number(row: Mapping[str, Any], name: str, default: float | None, place: Place) -> float | None:
+def _number(
+    row: Mapping[str, Any], name: str, default: float | None, place: Place, low: float = -math.inf
+) -> float | None:
     value = row.get(name, default)
     if value is default:
         return default
-    if isinstance(value, bool) or not isinstance(value, int | float) or not np.isfinite(value):
-        raise place.bad(f"{name} must be a number; got {_shown(value)}")
+    if isinstance(value, bool) or not isinstance(value, int | float) or not np.isfinite(value) or value < low:
+        raise place.bad(f"{name} must be a number{'' if low < 0 else f' from {low:g} on'}; got {shown(value)}")
     return float(value)
 
 
-def _integer(row: Mapping[str, Any], name: str, default: int | None, place: Place) -> int | None:
+def _integer(
+    row: Mapping[str, Any], name: str, default: int | None, place: Place, low: int = 0, high: int = MAX_ID
+) -> int | None:
     value = _number(row, name, default, place)
     if value is default:
         return default
-    if value != int(value) or abs(value) > MAX_ID:
-        raise place.bad(f"{name} must be an integer; got {_shown(value)}")
+    if value != int(value) or not low <= value <= high:
+        raise place.bad(f"{name} must be an integer in {low}..{high}; got {shown(row[name])}")
     return int(value)
 
 
@@ -208,11 +229,5 @@ def _array(row: Mapping[str, Any], name: str, dtype: type, place: Place) -> np.n
     except ValueError:
         values = np.empty((0, 0))
     if values.ndim != 1 or values.dtype.kind not in kinds:
-        raise place.bad(f"{name} must be a flat list of {np.dtype(dtype).name}; got {_shown(row[name])}")
+        raise place.bad(f"{name} must be a flat list of {np.dtype(dtype).name}; got {shown(row[name])}")
     return values.astype(dtype)
-
-
-def _shown(value: Any) -> str:
-    """A value of a file in a message: short, and spelled out."""
-    text = ascii(value)
-    return text if len(text) <= 60 else text[:57] + "..."
