@@ -89,9 +89,10 @@ def test_good_configurations_pass(configure, overrides):
         ("data.gen_batch_size=128", "data.gen_batch_size"),
         ("data.gen_batch_size=null", "data.gen_batch_size"),
         ("critic.enable=true", "critic.enable"),
-        ("actor_rollout_ref.rollout.multi_turn.enable=true", "actor_rollout_ref.rollout.multi_turn.enable"),
-        ("actor_rollout_ref.rollout.multi_turn.tool_config_path=tools.yaml", "data.tool_config_path"),
-        ("data.function_tool_path=tools.py", "data.function_tool_path"),
+        (
+            "actor_rollout_ref.rollout.enable_rollout_routing_replay=true",
+            "actor_rollout_ref.rollout.enable_rollout_routing_replay",
+        ),
         ("actor_rollout_ref.actor.loss_scale_factor=4096", "actor_rollout_ref.actor.loss_scale_factor"),
         ("actor_rollout_ref.actor.loss_scale_factor=null", "actor_rollout_ref.actor.loss_scale_factor"),
         ("data.train_batch_size=96", "data.train_batch_size"),
@@ -134,11 +135,6 @@ def test_multimodal_columns_are_refused(configure, tmp_path, column):
     message = check_rows(configure, tmp_path, [row(0) | {column: ["a.png"]}])
     assert "data.train_files" in message
     assert f"{column!r} holds multimodal data" in message
-
-
-def test_tool_columns_are_refused(configure, tmp_path):
-    rows = [row(0, need_tools_kwargs=True, tools_kwargs={"search": {"top_k": 3}})]
-    assert "extra_info.tools_kwargs asks for tools" in check_rows(configure, tmp_path, rows)
 
 
 def test_duplicate_ids_are_refused_within_a_file_and_across_files(configure, tmp_path):

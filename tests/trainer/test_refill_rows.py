@@ -282,7 +282,7 @@ def test_flags_follow_the_band(rollouts, opened, band, kept):
     assert all(bool(row["response_mask"].all()) for row in rows.values())  # verl's own metrics still see every token
 
 
-def test_tool_tokens_of_a_rollout_that_was_replaced_are_refused(opened):
+def test_the_mask_of_a_rollout_that_was_replaced_is_kept(opened):
     """Its row is no longer in the queue when it is read."""
     step, batch = opened()
     (position,) = (i for i, group in enumerate(step.groups) if group.question == "id of unsolved")
@@ -293,5 +293,5 @@ def test_tool_tokens_of_a_rollout_that_was_replaced_are_refused(opened):
     placed = Placed(policy.store.trajectory(int(policy.store.rows("past")[0])), 0.75)
     step.arrange(batch, Arrangement([member], [placed]))
     assert step.key(member) in step.replaced
-    with pytest.raises(NotImplementedError, match=rf"{step.key(member)}.*rollout\.multi_turn\.enable=false"):
-        step.read([member])
+    (read,) = step.read([member])
+    assert read.mask.tolist() == [True, True, False]

@@ -4,14 +4,17 @@ import numpy as np
 import pytest
 import torch
 from tensordict import TensorDict
+from verl.utils.tensordict_utils import list_of_dict_to_tensordict
 
 from recipe.exgrpo.trainer.rows import (
     FLAG,
     IN_UPDATE,
+    check_outputs,
     in_plan_order,
     nested,
     ordered_groups,
     put_flag,
+    read_entropies,
     read_outcomes,
     read_prompts,
     read_responses,
@@ -92,11 +95,36 @@ def test_responses_bring_the_training_engines_log_probs_and_their_prompts(rollou
     assert first.mask is None or np.all(first.mask)
 
 
-def test_tool_tokens_are_refused_with_the_key_that_makes_them(rollouts, transfer_queue):
-    keys = [rollouts.add("aa-1", i, [11, 12], 1.0, response_mask=mask) for i, mask in enumerate([[1, 1], [1, 0]])]
-    put(transfer_queue, keys, old_log_probs=[[-1.0, -1.0]] * 2)
-    with pytest.raises(NotImplementedError, match=r"aa-1_1_0.*actor_rollout_ref\.rollout\.multi_turn\.enable=false"):
-        read_responses(keys, "train")
+def test_responses_say_which_tokens_are_the_models_own(rollouts, transfer_queue):
+    masks = [[1, 1], [1, 0, 0, 1]]
+    keys = [rollouts.add("aa-1", i, [11, 12, 13, 14][: len(m)], 1.0, response_mask=m) for i, m in enumerate(masks)]
+    put(transfer_queue, keys, old_log_probs=[[-1.0] * len(mask) for mask in masks])
+    assert [response.mask.tolist() for response in read_responses(keys, "train")] == masks
+
+
+@pytest.mark.parametrize(
+    ("more", "setting"),
+    [
+        ({"multi_modal_inputs": {"pixel_values": torch.zeros(2, 3)}}, r"data\.image_key"),
+        ({"routed_experts": torch.zeros(5, 2, dtype=torch.int16)}, r"enable_rollout_routing_replay=false"),
+        ({"teacher_ids": torch.zeros(5, 1, dtype=torch.int64)}, r"distillation\.enabled=false"),
+    ],
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
+)
+def test_what_a_store_does_not_hold_is_refused_with_the_key_that_makes_it(rollouts, transfer_queue, more, setting):
+    key = rollouts.add("aa-1", 0, [11, 12], 1.0)
+    put(transfer_queue, [key], old_log_probs=[[-1.0, -1.0]])
+    read_responses([key], "train")
+    fields = list_of_dict_to_tensordict([more])
+    transfer_queue.kv_batch_put(keys=[key], partition_id="train", fields=fields)
+    with pytest.raises(NotImplementedError, match=rf"aa-1_0_0 brings {next(iter(more))}.*{setting}"):
+        read_responses([key], "train")
+
+
+def test_several_outputs_of_one_session_are_refused():
+    check_outputs(["a_0_0", "a_7_0"])
+    with pytest.raises(NotImplementedError, match=r"a_0_1 is one of several outputs.*default_agent_loop"):
+        check_outputs(["a_0_0", "a_0_1"])
 
 
 def test_tokens_rejected_by_rollout_correction_are_still_the_models_own(rollouts, transfer_queue):
@@ -107,6 +135,7 @@ def test_tokens_rejected_by_rollout_correction_are_still_the_models_own(rollouts
     (response,) = read_responses([key], "train")
     assert response.token_ids.tolist() == [11, 12]
     assert response.log_probs.tolist() == [-1.0, -2.0]
+    assert response.mask.tolist() == [True, True]
 
 
 # ---- writing
@@ -147,3 +176,31 @@ def test_advantages_are_zero_where_the_mask_is(rollouts, transfer_queue):
     write_advantages({key: 0.5}, "train")
     row = rollouts.read([key], "advantages")[key]
     assert row["advantages"].tolist() == [0.5, 0.0, 0.5]
+
+
+def test_entropies_are_of_own_tokens(rollouts, transfer_queue):
+    keys = [rollouts.add("a", i, [5] * n, 0.0) for i, n in enumerate((3, 1, 4))]
+    masks = [[1, 0, 1], [1], [0, 1, 1, 0]]
+    put(transfer_queue, keys, entropy=[[0.5, 9.0, 0.25], [2.0], [9.0, 1.0, 0.0, 9.0]], loss_mask=masks)
+    found = read_entropies([keys[2], keys[0]], "train")
+    assert [values.tolist() for values in found] == [[1.0, 0.0], [0.5, 0.25]]
+    assert {values.dtype for values in found} == {np.dtype(np.float32)}
+
+
+def test_token_advantages_stand_at_own_tokens(rollouts, transfer_queue):
+    """Those that rollout correction took out of the response mask have none, and shift nothing."""
+    keys = [rollouts.add("a", i, [5] * 4, 0.0) for i in range(2)]
+    put(
+        transfer_queue, keys, advantages=[[0.0] * 4] * 2, loss_mask=[[1, 0, 1, 1]] * 2, response_mask=[[1, 0, 0, 1]] * 2
+    )
+    write_advantages({keys[0]: np.array([0.5, -1.0, 0.25]), keys[1]: 2.0}, "train")
+    rows = rollouts.read(keys, "advantages", "returns")
+    assert rows[keys[0]]["advantages"].tolist() == rows[keys[0]]["returns"].tolist() == [0.5, 0.0, 0.0, 0.25]
+    assert rows[keys[1]]["advantages"].tolist() == [2.0, 0.0, 0.0, 2.0]
+
+
+def test_too_many_token_advantages_are_refused(rollouts, transfer_queue):
+    key = rollouts.add("a", 0, [5] * 3, 0.0)
+    put(transfer_queue, [key], advantages=[[0.0] * 3], loss_mask=[[1, 0, 1]])
+    with pytest.raises(RuntimeError, match="shape mismatch"):
+        write_advantages({key: np.array([0.5, -1.0, 0.25])}, "train")

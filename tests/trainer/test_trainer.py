@@ -373,11 +373,23 @@ def test_a_group_without_any_rollout_is_skipped(rollouts, verl_hooks):
     assert stored(policy, "past") == [*before("past"), kept([22, 23])]
 
 
-def test_tool_tokens_are_refused(rollouts, verl_hooks):
+def test_tool_tokens_are_stored_as_such(rollouts, verl_hooks):
     groups = {"aa-1": ("half", [([11, 12], 1.0), ([13, 18], 0.0), ([14, 15], 1.0), ([17, 19], 0.0)])}
     roll_out(rollouts, groups, response_mask=[1, 0])
-    with pytest.raises(NotImplementedError, match=r"aa-1_0_0.*actor_rollout_ref\.rollout\.multi_turn\.enable=false"):
-        run(trainer_of(policy_of(), groups), rollouts)
+    policy = policy_of()
+    run(trainer_of(policy, groups), rollouts)
+    found = [policy.store.trajectory(row) for row in policy.store.rows("half")]
+    assert [(one.token_ids.tolist(), one.mask.tolist()) for one in found] == [
+        ([11, 12], [True, False]),
+        ([14, 15], [True, False]),
+    ]
+
+
+def test_several_outputs_of_a_session_end_the_run(rollouts, verl_hooks):
+    roll_out(rollouts)
+    rollouts.arrived.append(rollouts.arrived[0][:-1] + "1")
+    with pytest.raises(NotImplementedError, match="default_agent_loop"):
+        trainer_of(policy_of()).current.open(SimpleNamespace(keys=rollouts.arrived, partition_id="train"))
 
 
 # ---- metrics

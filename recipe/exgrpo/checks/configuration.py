@@ -16,6 +16,7 @@ OFF = {
     "algorithm.rollout_correction.bypass_mode": "stored log-probs are the training engine's, and importance weights against "
     "the inference engine's would mix the two",
     "critic.enable": "the advantage is group-relative, there is no critic",
+    "actor_rollout_ref.rollout.enable_rollout_routing_replay": "a stored trajectory does not say which experts its tokens met",
 }
 # Trainer modes of verl that are not ours -> why.
 ASYNCHRONOUS = (
@@ -28,7 +29,6 @@ UNTESTED = {
     "actor_rollout_ref.actor.strategy": ("fsdp",),
     "trainer.device": ("npu",),
 }
-TOOLS = ("actor_rollout_ref.rollout.multi_turn.enable", "data.tool_config_path", "data.function_tool_path")
 
 
 def configuration_findings(run: Run) -> Iterator[Finding]:
@@ -88,9 +88,6 @@ def _rollouts(run: Run) -> Iterator[str]:
         )
     if run.config.data.get("gen_batch_size") != 1:
         yield "data.gen_batch_size must be 1, so that exactly as many questions are fetched as the plan has fresh ones."
-    yield from (
-        f"{key} is set; ExGRPO replays single-turn text only." for key in TOOLS if OmegaConf.select(run.config, key)
-    )
 
 
 def _needs_all_groups(policy: str) -> bool:

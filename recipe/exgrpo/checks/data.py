@@ -7,15 +7,15 @@ import pyarrow as pa
 
 from recipe.exgrpo.checks.findings import Finding, error
 from recipe.exgrpo.checks.run import Run
+from recipe.exgrpo.checks.tools import agent_loops
 from verl_ext.data_files import DataFile, differences, loaded_schema, open_file
-from verl_ext.data_problems import SAMPLES, fields_of, file_problems, verl_problems
+from verl_ext.data_problems import SAMPLES, file_problems, verl_problems
 from verl_ext.dataset import index_questions, manifest_of
 
 SWITCHES = {"train_files": "TRAIN", "val_files": "VAL"}  # the launcher's
 RULES = "pkg://verl_ext.rewards"
 MEDIA_KEYS = ("image_key", "video_key", "audio_key")
 AGENT = "agent_name"
-SINGLE_TURN_AGENTS = ("single_turn_agent", "seeded_single_turn")
 
 
 def data_findings(run: Run) -> Iterator[Finding]:
@@ -56,7 +56,7 @@ def _file_findings(run: Run, split: str, path: str) -> Iterator[Finding]:
     file = open_file(path)
     yield from (error(f"{key}: {path}: {text}.") for text in _file_problems(run, split, file))
     if AGENT in file.schema.names:
-        yield from _agent_findings(key, path)
+        yield from _agent_findings(run, key, path)
     yield from _template_findings(run, key, path)
 
 
@@ -74,12 +74,9 @@ def _our_problems(run: Run, split: str, schema: pa.Schema) -> Iterator[str]:
     """Columns that verl would take for what ExGRPO does not do."""
     for name in filter(None, (run.config.data.get(key) for key in MEDIA_KEYS)):
         if name in schema.names:
-            yield f"column {name!r} holds multimodal data; ExGRPO replays single-turn text only"
+            yield f"column {name!r} holds multimodal data; ExGRPO replays text only"
     if split == "train_files" and SAMPLES in schema.names:
         yield f"column {SAMPLES!r} is for validation; in training actor_rollout_ref.rollout.n and the plan say how many"
-    info = schema.field("extra_info").type if schema.names.count("extra_info") == 1 else pa.null()
-    if "tools_kwargs" in fields_of(info):
-        yield "extra_info.tools_kwargs asks for tools; ExGRPO replays single-turn text only"
 
 
 def _joining_problems(schemas: list[tuple[str, pa.Schema]]) -> Iterator[str]:
@@ -97,13 +94,14 @@ def _how_to_make(run: Run) -> str:
     return f", or make it (docs/reproduce.md has the command, template {run.template})" if run.template else ""
 
 
-def _agent_findings(key: str, path: str) -> Iterator[Finding]:
-    """verl lets a row choose its agent loop; one with tools or several turns cannot be replayed."""
+def _agent_findings(run: Run, key: str, path: str) -> Iterator[Finding]:
+    """verl lets a row choose its agent loop, and stops in the middle of a step at a name that it does not know."""
+    known = agent_loops(run)
     for row, name in enumerate(column(path, AGENT)):
-        if name not in SINGLE_TURN_AGENTS:
+        if name not in known:
             yield error(
-                f"{key}: {path}: row {row} has {AGENT} {name!r}; ExGRPO replays single-turn text only, drop the column "
-                f"or write {SINGLE_TURN_AGENTS[0]!r}."
+                f"{key}: {path}: row {row} has {AGENT} {name!r}, and the agent loops of this run are {', '.join(known)}; drop "
+                "the column, or name the loop's file in actor_rollout_ref.rollout.agent.agent_loop_config_path."
             )
             return
 

@@ -23,6 +23,7 @@ from recipe.exgrpo.checks.reward import reward_findings
 from recipe.exgrpo.checks.run import Run, settings_of
 from recipe.exgrpo.checks.sync import sync_findings
 from recipe.exgrpo.checks.tokenizer import tokenizer_findings
+from recipe.exgrpo.checks.tools import tool_findings
 from recipe.exgrpo.checks.types import type_findings
 
 __all__ = ["PreflightError", "check", "inspect_run"]
@@ -52,6 +53,7 @@ def inspect_run(config: DictConfig) -> Iterator[Finding]:
     yield from reward_findings(run)
     yield from model_findings(run)
     yield from tokenizer_findings(run, readable)
+    yield from tool_findings(run)
     yield from core_findings(run, machine)
     yield from sync_findings(run)
     yield from memory_findings(run)

@@ -8,6 +8,7 @@ import copy
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 
+import numpy as np
 import torch
 import transfer_queue as tq
 from tensordict import TensorDict
@@ -16,6 +17,13 @@ from transfer_queue import KVBatchMeta
 from recipe.exgrpo.core.buffer import Response
 
 FLAG = "is_replayed"  # 1 on rows of stored trajectories
+# What a rollout may bring besides text, and what to change then.
+UNSUPPORTED = {
+    "multi_modal_inputs": "train on data without images, videos and sounds (data.image_key, video_key, audio_key)",
+    "routed_experts": "set actor_rollout_ref.rollout.enable_rollout_routing_replay=false",
+    "teacher_ids": "set distillation.enabled=false",
+    "teacher_logprobs": "set distillation.enabled=false",
+}
 # 1 on rows that reach the gradient (policy term, entropy bonus and KL alike), 0 on rows that only keep their place in the
 # normaliser.
 IN_UPDATE = "in_update"
@@ -89,43 +97,70 @@ def read_prompts(keys: list[str], partition_id: str) -> list[torch.Tensor]:
 
 
 def read_responses(keys: list[str], partition_id: str) -> list[Response]:
-    """Responses of this step's rollouts with the log-probs of pi_old (training engine) and their prompts.
+    """Responses of this step's rollouts with the log-probs of pi_old (training engine), their masks and prompts.
 
-    Raises NotImplementedError for a response with tokens that are not the model's own.
+    Raises NotImplementedError for a rollout with more than that (`check_supported`).
     """
-    wanted = ["responses", "loss_mask", "old_log_probs", "prompts"]
+    wanted = ["responses", "loss_mask", "old_log_probs", "prompts", *UNSUPPORTED]
     data = tq.kv_batch_get(keys=keys, partition_id=partition_id, select_fields=wanted)
-    return [response_of({name: data[name][i] for name in wanted}, key) for i, key in enumerate(keys)]
+    return [response_of({name: column[i] for name, column in data.items()}, key) for i, key in enumerate(keys)]
 
 
 def response_of(row: Mapping[str, torch.Tensor], key: str) -> Response:
     """The same from the fields of a row that was read."""
-    # Not `response_mask`, from which verl's rollout correction takes the tokens that it rejects.
-    _check_single_turn(row["loss_mask"], key)
+    check_supported(row, key)
     return Response(
         token_ids=row["responses"].numpy(),
         log_probs=row["old_log_probs"].float().numpy(),
+        # Not `response_mask`, from which verl's rollout correction takes the tokens that it rejects.
+        mask=row["loss_mask"].bool().numpy(),
         prompt_ids=row["prompts"].numpy(),
     )
 
 
-def _check_single_turn(mask: torch.Tensor, key: str) -> None:
-    if not bool(mask.bool().all()):
-        raise NotImplementedError(
-            f"trajectory {key} has response tokens that are not the model's own (tool or multi-turn data); "
-            "ExGRPO stores single-turn text only: set actor_rollout_ref.rollout.multi_turn.enable=false."
-        )
+def check_supported(row: Mapping, key: str) -> None:
+    """NotImplementedError naming the key in the configuration where a row has more than text, which no stored row has."""
+    for name, setting in UNSUPPORTED.items():
+        value = row.get(name)
+        if isinstance(value, torch.Tensor) or getattr(value, "data", value):
+            raise NotImplementedError(f"rollout {key} brings {name}, and ExGRPO stores text and masks only: {setting}.")
 
 
-def write_advantages(advantages: Mapping[str, float], partition_id: str) -> None:
-    """Overwrite the advantages of some rows, each the same on all tokens of its response mask."""
+def check_outputs(keys: Iterable[str]) -> None:
+    """NotImplementedError where an agent loop returned several outputs for one rollout: its group is not K trajectories."""
+    for key in keys:
+        if session_of(key)[1]:
+            raise NotImplementedError(
+                f"rollout {key} is one of several outputs of a session, and a group has one trajectory for each session: "
+                "set actor_rollout_ref.rollout.agent.default_agent_loop to a loop with one output, such as tool_agent."
+            )
+
+
+def read_entropies(keys: list[str], partition_id: str) -> list[np.ndarray]:
+    """Entropies of pi_old at each rollout's own tokens, float32 [own tokens], nats: verl has them from its log-prob pass."""
+    data = tq.kv_batch_get(keys=keys, partition_id=partition_id, select_fields=["entropy", "loss_mask"])
+    return [data["entropy"][i][data["loss_mask"][i].bool()].float().numpy() for i in range(len(keys))]
+
+
+def write_advantages(advantages: Mapping[str, float | np.ndarray], partition_id: str) -> None:
+    """Overwrite the advantages of some rows: one number for all own tokens, or float [own tokens]; zero elsewhere.
+
+    Nothing on tokens that verl's rollout correction has taken out of `response_mask` either.
+    """
     if not advantages:
         return
-    keys = list(advantages)
-    data = tq.kv_batch_get(keys=keys, partition_id=partition_id, select_fields=["advantages", "response_mask"])
-    rows = zip(keys, data["advantages"].unbind(), data["response_mask"].unbind(), strict=True)
-    values = nested([advantages[key] * mask.to(row.dtype) for key, row, mask in rows])
+    keys, names = list(advantages), ("advantages", "loss_mask", "response_mask")
+    data = tq.kv_batch_get(keys=keys, partition_id=partition_id, select_fields=list(names))
+    rows = zip(advantages.values(), *(data[name].unbind() for name in names), strict=True)
+    values = nested([spread(value, own, row.dtype) * mask.to(row.dtype) for value, row, own, mask in rows])
     put(keys, partition_id, advantages=values, returns=values.clone())
+
+
+def spread(value: float | np.ndarray, own: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """A number, or one for each own token, at the places of `own` [L]; zero elsewhere."""
+    found = torch.zeros(len(own), dtype=dtype)
+    found[own.bool()] = torch.as_tensor(value, dtype=dtype)
+    return found
 
 
 def rebuilt(batch: KVBatchMeta, keys: list[str], tags: Mapping[str, dict]) -> KVBatchMeta:

@@ -12,9 +12,11 @@ from recipe.exgrpo.core.policies.policy import Arrangement, Group, Member, Slot,
 from recipe.exgrpo.trainer.extra_rows import Layout, append
 from recipe.exgrpo.trainer.rows import (
     IN_UPDATE,
+    check_outputs,
     in_plan_order,
     ordered_groups,
     put_flag,
+    read_entropies,
     read_outcomes,
     read_responses,
     response_of,
@@ -38,7 +40,7 @@ class Step:
     infos: list[dict] = field(default_factory=list)
     joined: list[Joined] = field(default_factory=list)
     placed: list[Trajectory] = field(default_factory=list)
-    advantages: dict[str, float] = field(default_factory=dict)
+    advantages: dict[str, float | np.ndarray] = field(default_factory=dict)
     replaced: dict[str, dict] = field(default_factory=dict)
     partition_id: str = "train"
     rows_out: int = 0
@@ -52,6 +54,7 @@ class Step:
     def open(self, batch: KVBatchMeta) -> None:
         """Read the outcomes of all fresh rollouts; nothing in `batch` is padding yet."""
         self.partition_id = batch.partition_id
+        check_outputs(batch.keys)
         groups = ordered_groups(batch.keys, self.slots)
         rewards, self.infos = read_outcomes(batch.keys, batch.partition_id)
         self.keys = list(groups.values())
@@ -115,6 +118,10 @@ class Step:
         there = [key for key in keys if key not in self.replaced]
         found = dict(zip(there, read_responses(there, self.partition_id), strict=True)) if there else {}
         return [found[key] if key in found else response_of(self.replaced[key], key) for key in keys]
+
+    def entropies(self, members: Sequence[Member]) -> list[np.ndarray]:
+        """Entropies of pi_old at the own tokens of rollouts that are still in the batch, float32 [own tokens] each."""
+        return read_entropies([self.key(member) for member in members], self.partition_id)
 
     def key(self, member: Member) -> str:
         return self.keys[member[0]][member[1]]

@@ -15,6 +15,7 @@ from recipe.exgrpo.core.buffer import Trajectory
 from recipe.exgrpo.core.policies.policy import Placed
 from recipe.exgrpo.trainer.rows import (
     FLAG,
+    check_supported,
     in_plan_order,
     nested,
     put,
@@ -25,12 +26,8 @@ from recipe.exgrpo.trainer.rows import (
     uid_of,
 )
 
-# Fields with one entry per token that a stored row cannot have; each with the key that asks for it.
-UNSUPPORTED_FIELDS = {
-    "routed_experts": "actor_rollout_ref.rollout.enable_rollout_routing_replay",
-    "teacher_ids": "distillation.enabled",
-    "teacher_logprobs": "distillation.enabled",
-}
+# What `extra_fields` says of one rollout alone: empty on a stored row.
+OF_THE_ROLLOUT = ("reward_extra_info", "turn_scores", "tool_rewards", "tool_use")
 # Per-token fields of a fresh row that a placed one cannot have. Rows without a field that others have are legal in
 # TransferQueue: a read of all fields returns those that every row has, and nothing after this point asks for these.
 FRESH_ONLY = ("log_probs", "entropy")
@@ -47,11 +44,7 @@ class Joined:
 
 def stored_row(sibling: dict, trajectory: Trajectory, session: int) -> dict:
     """The row of a stored trajectory: prompt and data columns of `sibling`, the stored response and its log-probs."""
-    for name, key in UNSUPPORTED_FIELDS.items():
-        if isinstance(sibling.get(name), torch.Tensor):
-            raise NotImplementedError(
-                f"{key} adds the per-token field {name!r}, which a replayed trajectory does not have."
-            )
+    check_supported(sibling, f"beside {trajectory.question!r}")
     response = torch.as_tensor(trajectory.token_ids, dtype=torch.int64)
     input_ids = torch.cat([sibling["prompts"], response])
     mask = torch.as_tensor(trajectory.mask, dtype=torch.int64)
@@ -65,12 +58,17 @@ def stored_row(sibling: dict, trajectory: Trajectory, session: int) -> dict:
         "position_ids": torch.arange(len(input_ids), dtype=sibling["position_ids"].dtype),
         "rm_scores": score,
         "session_id": session,
-        "extra_fields": dict(sibling.get("extra_fields") or {}) | {"reward_extra_info": {}},
+        "num_turns": trajectory.turns,
+        "extra_fields": _without_outcome(sibling.get("extra_fields") or {}),
         FLAG: torch.tensor(1.0),
     }
     if "rollout_log_probs" in sibling:
         row["rollout_log_probs"] = torch.as_tensor(trajectory.log_probs, dtype=sibling["rollout_log_probs"].dtype)
     return row
+
+
+def _without_outcome(fields: dict) -> dict:
+    return fields | {name: type(fields[name])() for name in OF_THE_ROLLOUT if name in fields}
 
 
 def stored_tag(tag: dict, row: dict, trajectory: Trajectory) -> dict:

@@ -148,8 +148,8 @@ class ExperienceBuffer:
         keep_prompt: bool = False,
         keep_duplicates: bool = False,
     ) -> bool:
-        """Store a trajectory that was collected at `step`. False when the same ids are stored already, which is checked
-        unless `keep_duplicates`; `keep_prompt` stores the prompt's ids beside its hash.
+        """Store a trajectory that was collected at `step`. False when the same ids under the same mask are stored already, which
+        is checked unless `keep_duplicates`; `keep_prompt` stores the prompt's ids beside its hash.
 
         With `log_prob_dtype: float16` a log-prob x is kept within 2^-11 |x| + 2^-25 (so w* = pi_theta/pi_past within
         0.05 % for |x| <= 1, 0.8 % at x = -16). Raises ValueError naming the question for a retired question, ragged or
@@ -159,8 +159,8 @@ class ExperienceBuffer:
         checked = CheckedResponse.of(question, response, self._store.log.log_prob_dtype)
         self._check_values(question, reward, provenance)
         q = self._open(question, "given a trajectory")
-        hashed = digest(checked.token_ids)
-        if not keep_duplicates and self._store.holds(q, checked.token_ids, hashed):
+        hashed = digest(checked.token_ids, checked.mask)
+        if not keep_duplicates and self._store.holds(q, checked, hashed):
             return False
         prompt = prompt_hash(checked.prompt_ids)
         origin = self._origins.setdefault(self.origin, len(self._origins))
@@ -297,6 +297,10 @@ class ExperienceBuffer:
     def nbytes(self) -> int:
         """Bytes of the live trajectories: tokens, log-probs and row columns. This is what `max_bytes` bounds."""
         return self._store.nbytes
+
+    def bytes_of(self, tokens: int) -> int:
+        """Bytes of a trajectory of so many tokens, its stored prompt's among them."""
+        return self._store.bytes_of(tokens)
 
     def stats(self, step: int) -> dict[str, float]:
         """Figures for metrics and `inspect`; ages in steps before `step`, over live trajectories (0 without any)."""

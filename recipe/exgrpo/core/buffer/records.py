@@ -45,12 +45,14 @@ class Provenance:
 class Origin:
     """What produced a trajectory: `source` is `rollout` or the name of an import, `chat_template` the SHA-256 of the template
     ("" if not known), `temperature` that of sampling; `behaviour` says whose log-probs are stored: `measured` of the policy
-    that wrote it, `scored` of the policy that a run started with, `one` of none (pi_past = 1)."""
+    that wrote it, `scored` of the policy that a run started with, `one` of none (pi_past = 1); `tools` is the fingerprint of
+    the tools that answered it ("": none, or not known)."""
 
     source: str = "rollout"
     chat_template: str = ""
     temperature: float = 1.0
     behaviour: str = "measured"
+    tools: str = ""
 
 
 @dataclass(frozen=True)
@@ -79,6 +81,16 @@ class Trajectory:
     drift: float = math.nan
     provenance: Provenance = Provenance()
     origin: Origin = Origin()
+
+    @property
+    def turns(self) -> int:
+        """Chat turns as verl counts them (`num_turns`): the prompt, and every run of tokens that one side wrote."""
+        return 2 + int(np.count_nonzero(self.mask[1:] != self.mask[:-1]))
+
+    @property
+    def tool_tokens(self) -> int:
+        """Response tokens that the model did not write."""
+        return int(np.count_nonzero(~self.mask))
 
 
 @dataclass(frozen=True)
@@ -125,9 +137,15 @@ def prompt_hash(prompt_ids: Sequence[int] | np.ndarray | None) -> int:
     return 0 if prompt_ids is None or not len(prompt_ids) else digest(np.ascontiguousarray(prompt_ids, np.int32))
 
 
-def digest(ids: np.ndarray) -> int:
-    """64-bit BLAKE2b of contiguous int32 ids."""
-    return int.from_bytes(blake2b(ids.data, digest_size=8).digest(), "little")
+def digest(ids: np.ndarray, mask: np.ndarray | None = None) -> int:
+    """64-bit BLAKE2b of contiguous int32 ids, and of whose they are where `mask` (bool [L]) leaves some to others.
+
+    What a tool said and the same words made up by the model are different responses.
+    """
+    hashed = blake2b(ids.data, digest_size=8)
+    if mask is not None and not mask.all():
+        hashed.update(np.packbits(mask).data)
+    return int.from_bytes(hashed.digest(), "little")
 
 
 class CheckedResponse(NamedTuple):
@@ -136,6 +154,10 @@ class CheckedResponse(NamedTuple):
     token_ids: np.ndarray
     log_probs: np.ndarray
     prompt_ids: np.ndarray
+
+    @property
+    def mask(self) -> np.ndarray:
+        return ~np.isnan(self.log_probs)
 
     def span(self) -> tuple[np.ndarray, np.ndarray]:
         """Ids and log-probs of prompt and response, in this order."""

@@ -85,14 +85,18 @@ class TrajectoryStore:
         rows.group_size[at] = provenance.size
         rows.advantage[at] = provenance.advantage
 
-    def holds(self, q: int, ids: np.ndarray, digest: int) -> bool:
-        """Whether question `q` has exactly these ids; `digest` is their hash, and the ids decide."""
+    def holds(self, q: int, response: CheckedResponse, digest: int) -> bool:
+        """Whether question `q` has exactly these ids by the same writers; `digest` is their hash, and they decide."""
         rows, at = self.rows, int(self._lists.last[q])
         while at != NONE:
-            if rows.digest[at] == digest and np.array_equal(ids, self.span(at)[0][rows.prompt_length[at] :]):
+            if rows.digest[at] == digest and self._same(at, response):
                 return True
             at = int(rows.previous[at])
         return False
+
+    def _same(self, at: int, response: CheckedResponse) -> bool:
+        ids, log_probs = (values[self.rows.prompt_length[at] :] for values in self.span(at))
+        return np.array_equal(response.token_ids, ids) and np.array_equal(response.mask, ~np.isnan(log_probs))
 
     def positions(self, q: int) -> list[int]:
         """Where a question's rows stand, in insertion order."""
@@ -156,6 +160,10 @@ class TrajectoryStore:
     def nbytes(self) -> int:
         """Bytes of the live trajectories: tokens with log-probs (stored prompts included) and row columns."""
         return self.log.live_tokens * self.log.token_bytes + self.live_rows * ROW_BYTES
+
+    def bytes_of(self, tokens: int) -> int:
+        """Bytes of a trajectory of so many tokens."""
+        return tokens * self.log.token_bytes + ROW_BYTES
 
     @property
     def allocated_bytes(self) -> int:

@@ -29,6 +29,8 @@ METRICS = {
     "rescued_groups": "Groups whose rollouts all failed and that got a stored success of their question (rescue).",
     "kept_prompts": "Questions that are kept to be asked again, with fresh rollouts only (prompts).",
     "graduated_prompts": "Questions that are no longer kept after this step: out of the band, or asked often enough (prompts).",
+    "shaped_rows": "Rollouts of groups without variance that got an advantage for each token instead (rl_zvp).",
+    "shaped_advantage_mean": "Mean magnitude of these advantages over their tokens (rl_zvp).",
     "guided_groups": "Groups that got traces from elsewhere (luffy, rlep).",
     "imported_trajectories": "Stored trajectories that came from elsewhere (exgrpo.experience.init_from).",
     "buffer_questions": "Questions with at least one stored trajectory.",
@@ -41,6 +43,8 @@ METRICS = {
     "partial_groups": "Groups that lost a rollout to a failure: trained on, and left out of all bookkeeping.",
     "candidates_scored": "Stored trajectories scored under the current policy.",
     "selected_entropy_mean": "Mean token entropy of the replayed trajectories under the current policy, nats.",
+    "turns_mean": "Mean chat turns of the replayed trajectories, prompt included, as verl's num_turns counts: 2 without tools.",
+    "tool_tokens": "Tokens of the replayed trajectories that the model did not write (tools): seen, and in no loss or score.",
     "age_steps_mean": "Mean age of the replayed trajectories, steps.",
     "age_steps_max": "Largest age of the replayed trajectories, steps.",
     "reuse_mean": "How often the replayed trajectories have been replayed, this time included: mean.",
@@ -68,6 +72,8 @@ class Report:
     reviewed: int = 0
     partial_groups: int = 0
     entropies: list[float] = field(default_factory=list)
+    turns: list[int] = field(default_factory=list)
+    tool_tokens: int = 0
     ages: list[int] = field(default_factory=list)
     reuses: list[int] = field(default_factory=list)
     evicted: dict[str, int] = field(default_factory=dict)
@@ -78,6 +84,8 @@ class Report:
     def replayed(self, trajectory: Trajectory, step: int) -> None:
         """Note that `trajectory`, as it was before this use, is in the update of `step`."""
         self.entropies.append(trajectory.entropy)
+        self.turns.append(trajectory.turns)
+        self.tool_tokens += trajectory.tool_tokens
         self.ages.append(step - trajectory.birth_step)
         self.reuses.append(trajectory.use_count + 1)
 
@@ -101,8 +109,7 @@ class Report:
             "drawn_groups": self.drawn_groups,
             "refused_groups": self.refused,
             "rescued_groups": self.rescued,
-            "kept_prompts": 0,
-            "graduated_prompts": 0,
+            **dict.fromkeys(("kept_prompts", "graduated_prompts", "shaped_rows", "shaped_advantage_mean"), 0),
             "headroom_mean": _mean(self.headrooms),
             "drift_mean": _mean(self.drifts),
             "guided_groups": self.guided,
@@ -117,6 +124,8 @@ class Report:
             "partial_groups": self.partial_groups,
             "candidates_scored": self.scored,
             "selected_entropy_mean": _mean(self.entropies),
+            "turns_mean": _mean(self.turns),
+            "tool_tokens": self.tool_tokens,
             "age_steps_mean": _mean(self.ages),
             "age_steps_max": max(self.ages, default=0),
             "reuse_mean": _mean(self.reuses),

@@ -1,0 +1,53 @@
+"""Checks of agent loops and their tools; nothing of theirs is run."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from omegaconf import OmegaConf
+from yaml import YAMLError
+
+from recipe.exgrpo.checks.findings import Finding, error, warning
+from recipe.exgrpo.checks.run import Run
+from verl_ext.tools import PATHS, SINGLE_TURN
+
+MULTI_TURN, AGENT = "actor_rollout_ref.rollout.multi_turn", "actor_rollout_ref.rollout.agent"
+TOOL_AGENT = "tool_agent"
+TOOL_AGENTS = (TOOL_AGENT, "bounded_tool", "seeded_tool")  # verl's, and ours (verl_ext/agent_loops.yaml)
+
+
+def agent_loops(run: Run) -> list[str]:
+    """Names of the loops that a row may ask for: verl's, ours, and those of the run's own file."""
+    return [*SINGLE_TURN, *TOOL_AGENTS, *_own_loops(run.rollout.agent.agent_loop_config_path)]
+
+
+def _own_loops(path: str | None) -> list[str]:
+    try:
+        return [entry.name for entry in OmegaConf.load(path)] if path else []
+    except (OSError, YAMLError, AttributeError):
+        return []
+
+
+def tool_findings(run: Run) -> Iterator[Finding]:
+    """Files that are not there, a loop with tools that has none, tools that no loop asks for, a loop that is not known."""
+    paths = {f"{MULTI_TURN}.{name}": run.rollout.multi_turn.get(name) for name in PATHS}
+    own, chosen = run.rollout.agent.agent_loop_config_path, run.rollout.agent.default_agent_loop
+    for key, path in (paths | {f"{AGENT}.agent_loop_config_path": own}).items():
+        if path and not Path(path).is_file():
+            yield error(f"{key}: there is no file {path}.")
+            return
+    if chosen not in agent_loops(run):
+        yield error(
+            f"{AGENT}.default_agent_loop={chosen} is not one of {', '.join(agent_loops(run))}; name the loop's file in "
+            f"{AGENT}.agent_loop_config_path."
+        )
+    elif chosen in TOOL_AGENTS and not any(paths.values()):
+        yield error(f"{AGENT}.default_agent_loop={chosen} has no tools: set {' or '.join(paths)}.")
+    elif chosen in SINGLE_TURN and any(paths.values()):
+        yield warning(
+            f"{MULTI_TURN} names tools, and rollouts are of {AGENT}.default_agent_loop={chosen}, which has none, but for rows "
+            f"with an agent_name: set it to {TOOL_AGENT}."
+        )
+    if run.rollout.multi_turn.enable and chosen in SINGLE_TURN:
+        yield warning(
+            f"{MULTI_TURN}.enable says nothing to verl's V1 trainer; {AGENT}.default_agent_loop={chosen} does."
+        )
