@@ -141,6 +141,23 @@ def test_own_tokens_tools_and_prompt_are_told_apart(visit, browser, page):
     assert "age, steps 11" in text
 
 
+def test_a_token_has_the_colour_of_its_log_prob(visit, browser, tmp_path):
+    log_probs, buffer = [0.0, -0.5, -2.5, -5.0, -9.0], ExperienceBuffer(K)
+    buffer.record("a", 1)
+    buffer.add("a", Response([40, 41, 42, 43, 44], log_probs), 1.0, step=1)
+    save(tmp_path, buffer, 2)
+    assert main(["browse", str(tmp_path), "--out", str(tmp_path / "page.html")]) == 0
+    visit((tmp_path / "page.html").as_uri(), "#trajectory=0")
+    script = """return [...document.querySelectorAll('.text .own')].map(
+        (s) => [s.title, getComputedStyle(s).backgroundColor.match(/\\d+/g).map(Number)])"""
+    titles, colours = zip(*browser.execute_script(script), strict=True)
+    assert [float(title.split()[1].rstrip(",")) for title in titles] == log_probs
+    green = [rgb[1] for rgb in colours]  # white where the model was sure, red where it was not, from 5 nats on alike
+    assert green[0] == 255
+    assert green[:4] == sorted(set(green), reverse=True)
+    assert green[3] == green[4]
+
+
 def test_a_step_says_what_was_replayed_and_why(visit, page):
     text = visit(page, "#step=5")
     assert "Stored trajectories in the update of step 5: 1." in text

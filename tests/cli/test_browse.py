@@ -1,8 +1,13 @@
 """`exgrpo browse`: the file, what it prints, its errors, and the server."""
 
 import json
+import signal
+import subprocess
+import sys
 import threading
 from http.client import HTTPConnection
+from pathlib import Path
+from urllib.parse import urlsplit
 
 import pytest
 from browse_runs import TOKENIZER, buffer_of, hostile_run, log, save
@@ -12,6 +17,8 @@ from recipe.exgrpo.browse.serve import Server, Site
 from recipe.exgrpo.browse.sources import read
 from recipe.exgrpo.browse.tokens import Words
 from recipe.exgrpo.cli.main import main
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture
@@ -119,6 +126,20 @@ def test_tokens_are_served_by_handle(served):
     assert [served(path)[0] for path in ("/tokens/99999", "/tokens/x", "/tokens/%C2%B2", "/etc/passwd", "/../x")] == [
         404
     ] * 5
+
+
+@pytest.mark.slow
+def test_the_command_serves_until_it_is_interrupted(run):
+    command = [sys.executable, "-m", "recipe.exgrpo.cli.main", "browse", str(run), "--serve", "--port", "0", "--json"]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
+        address = urlsplit(json.loads(process.stdout.readline())["address"])
+        connection = HTTPConnection(address.hostname, address.port)
+        connection.request("GET", "/")
+        assert '"served":true' in connection.getresponse().read().decode()
+        connection.close()
+        process.send_signal(signal.SIGINT)
+        assert process.wait(20) == 0
+    assert not (run / "browse.html").exists()
 
 
 def test_another_host_name_is_refused(served):

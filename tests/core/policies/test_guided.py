@@ -75,6 +75,18 @@ def test_any_two_of_three_are_equally_likely():
     assert min(seen.values()) > 70  # of 100
 
 
+@pytest.mark.parametrize(("members", "fresh"), [(10, 8), (18, 16)])
+def test_two_join_as_many_fresh_rollouts_as_the_group_has_beside_them(members, fresh):
+    """The preset's groups of 8 + 2 and the paper's of 16 + 2: `rollout.n` counts both."""
+    policy = make("rlep", members)
+    for j in range(3):
+        policy.store.add("q0", Response([j, 7], [0.0, 0.0]), 1.0, step=0)
+    asked, groups, joined = step(policy, questions=["q0", "q1"])
+    assert asked == {"q0": fresh, "q1": members}
+    assert [len(found) for found in joined.values()] == [2]
+    assert [group.size for group in groups] == [members] * 2
+
+
 def test_how_many_is_an_option():
     asked, _, joined = step(guided("rlep", options={"per_group": 3}))
     assert (asked["q3"], len(joined[3])) == (K - 3, 3)
