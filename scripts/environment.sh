@@ -24,3 +24,11 @@ device_of() {
   done
   echo "$device"
 }
+
+# use_ray_token: whoever joins a Ray cluster shows the token of this user (RAY_AUTH_TOKEN, RAY_AUTH_TOKEN_PATH or ~/.ray/auth_token),
+# where there is one. By itself Ray 2.60 does so for the head and for the address `auto` alone, and the others are then refused.
+use_ray_token() {
+  if [ -n "${RAY_AUTH_TOKEN:-}" ] || [ -s "${RAY_AUTH_TOKEN_PATH:-$HOME/.ray/auth_token}" ]; then
+    export RAY_AUTH_MODE=${RAY_AUTH_MODE:-token}
+  fi
+}

@@ -89,6 +89,7 @@ launch() {
 
   cd "$(dirname "${BASH_SOURCE[0]}")/.." || exit
   choose_python "$(device_of "${overrides[@]}")"
+  [ -z "${RAY_ADDRESS:-}" ] || use_ray_token
   export TENSORBOARD_DIR=${TENSORBOARD_DIR:-$RUN/tensorboard}
   # For a model this small, more threads only wait for each other.
   [ -z "${TINY:-}" ] || export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}

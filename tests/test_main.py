@@ -121,6 +121,16 @@ def test_a_folder_that_cannot_be_written_is_one_sentence(start, tmp_path):
     assert "set RUN to another" in text
 
 
+def test_bad_traces_are_refused_before_anything_is_started_or_touched(start, run, tmp_path):
+    """As `exgrpo experience import` refuses them, with the same exit code."""
+    path = tmp_path / "traces.jsonl"
+    path.write_text('{"question_id": "id0", "response": "1"}\n{"question_id": "id1"}\n')
+    code, text = start(f"exgrpo.experience.init_from=[{path}]")
+    assert code == 2
+    assert text.startswith(f"exgrpo.experience.init_from: {path}, line 2: no response")
+    assert not run.exists()
+
+
 @pytest.mark.parametrize("argument", ["exgrpo.rhoo=1", "--cfg", "exgrpo.rho=7", "trainer.save_frequency=3"])
 def test_a_configuration_that_is_none_makes_no_folder(start, run, argument):
     code, text = start(argument)
@@ -199,6 +209,28 @@ def test_settings_for_rays_processes_do_not_replace_what_is_set(start, run, monk
     start("ray_kwargs.ray_init.runtime_env.py_executable=mine", "trainer.total_training_steps=5", train=train)
     assert [env.py_executable for env in seen] == ["fork", "mine"]
     assert all(env.env_vars.VLLM_LOGGING_LEVEL == "ERROR" for env in seen)
+
+
+@pytest.mark.parametrize("address", [None, "10.0.0.1:6379"])
+def test_what_a_ray_of_our_own_is_told_is_left_to_a_cluster(start, run, monkeypatch, address):
+    """Its nodes have said what they have, Ray refuses the keys; and its workers cannot be forked from our process."""
+    monkeypatch.setattr(entry, "prepare_environment", lambda: True)
+    monkeypatch.setattr(entry.fork_server, "start", lambda: "fork")
+    monkeypatch.setattr(entry, "handed_on", lambda: {"VERL_PLATFORM": "cpu"})
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    if address:
+        monkeypatch.setenv("RAY_ADDRESS", address)
+    seen = []
+
+    def train(config, on_start):
+        seen.append(config.ray_kwargs.ray_init)
+        steps(run, 4)(config, on_start)
+
+    assert start(train=train)[0] == 0
+    [told] = seen
+    own = (told.num_cpus, told.num_gpus, told.object_store_memory, told.runtime_env.py_executable)
+    assert own == ((None, None, None, None) if address else (16, 1, 500_000_000, "fork"))
+    assert told.runtime_env.env_vars.get("VERL_PLATFORM") == ("cpu" if address else None)
 
 
 def test_a_cluster_that_cannot_hold_the_reservations_is_refused(start, run, monkeypatch):

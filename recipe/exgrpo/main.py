@@ -5,6 +5,7 @@ or SIGUSR1, the same command resumes; 128 and the signal ended at once by a seco
 """
 
 import logging
+import os
 import sys
 from collections.abc import Sequence
 from functools import partial
@@ -12,7 +13,7 @@ from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
 
-from recipe.exgrpo.checks.cores import NUM_CPUS, fitted_cpus, require_cpus
+from recipe.exgrpo.checks.cores import NUM_CPUS, fitted_cpus, leave_to_cluster, require_cpus
 from recipe.exgrpo.checks.findings import ERROR, PreflightError
 from recipe.exgrpo.checks.machine import usable_cores
 from recipe.exgrpo.checks.preflight import check
@@ -21,12 +22,13 @@ from recipe.exgrpo.checks.run import Run, settings_of
 from recipe.exgrpo.presets.compose import CompositionError, compose
 from recipe.exgrpo.runs import lock, stopping, summary
 from recipe.exgrpo.runs.record import record_start
-from verl_ext.platform import fork_server, prepare_environment, shared_memory
+from verl_ext.platform import fork_server, handed_on, prepare_environment, shared_memory
 from verl_ext.quiet import quiet
 
 logger = logging.getLogger(__name__)
 
 REFUSED = 2
+CLUSTER = "RAY_ADDRESS"  # set: a Ray that is there already
 RUNTIME = "ray_kwargs.ray_init.runtime_env"
 FORMAT = "%(levelname)s:%(asctime)s:%(message)s"
 
@@ -40,8 +42,7 @@ def main(arguments: Sequence[str]) -> int:
     # Before verl is imported: verl picks its platform while it is being imported, in this process and in every worker. Before
     # Ray is: the fork server of its workers must not have it, and it imports for them what takes long while we check.
     on_cpu = prepare_environment()
-    levels = quiet()
-    runtime = {"env_vars": levels} | ({"py_executable": fork_server.start()} if on_cpu else {})
+    runtime = _runtime_env(on_cpu, quiet())
     logging.basicConfig(level=logging.INFO, format=FORMAT, datefmt="%H:%M:%S")
     try:
         folder = Path(config.trainer.default_local_dir)
@@ -57,6 +58,15 @@ def main(arguments: Sequence[str]) -> int:
         return _refuse(
             f"trainer.default_local_dir: {problem.filename} cannot be written ({problem.strerror}); set RUN to another."
         )
+
+
+def _runtime_env(on_cpu: bool, levels: dict[str, str]) -> dict:
+    """How Ray starts our workers. Those of a Ray of our own have our environment, and on CPU are forked; a cluster's have its."""
+    if not on_cpu:
+        return {"env_vars": levels}
+    if CLUSTER in os.environ:
+        return {"env_vars": levels | handed_on()}
+    return {"env_vars": levels, "py_executable": fork_server.start()}
 
 
 def _require_device(device: str, on_cpu: bool) -> None:
@@ -99,6 +109,8 @@ def _train(config: DictConfig, folder: Path, runtime: dict, signals: stopping.Si
 
     validate(config)
     logger.info("record of this start: %s", record_start(config))
+    if CLUSTER in os.environ:
+        leave_to_cluster(config)
     fitted = fitted_cpus(config, usable_cores())
     if fitted:
         OmegaConf.update(config, NUM_CPUS, fitted, force_add=True)

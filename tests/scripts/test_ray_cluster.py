@@ -15,7 +15,13 @@ def cluster(tmp_path):
     """cluster(*arguments, nodes=[counts that python reports in turn], **env) -> (process, commands that ray was given)."""
     log, counts = tmp_path / "log", tmp_path / "counts"
     ray, python = tmp_path / "ray", tmp_path / "python"
-    ray.write_text(f'#!/bin/bash\necho "$@" >> {log}\n')
+    token = tmp_path / ".ray" / "auth_token"
+    token.parent.mkdir()
+    # As the real one: makes the token of this home, where there is none.
+    ray.write_text(
+        f'#!/bin/bash\necho "$@" >> {log}\n'
+        f'case "$*" in *--generate*) [ -s {token} ] || echo made > {token} ;; start*) echo "auth $RAY_AUTH_MODE" >> {log} ;; esac\n'
+    )
     # Takes the next line of `counts`; fails, as the real one does while there is no head, when the line is "none".
     python.write_text(f'#!/bin/bash\nn=$(head -1 {counts}); sed -i 1d {counts}; [ "$n" != none ] && echo "$n"\n')
     (tmp_path / "sleep").write_text("#!/bin/bash\n")
@@ -24,7 +30,7 @@ def cluster(tmp_path):
 
     def run(*arguments, nodes=(), **env):
         counts.write_text("".join(f"{count}\n" for count in nodes))
-        environment = {"PATH": os.environ["PATH"], "BIN": str(tmp_path), **env}
+        environment = {"PATH": os.environ["PATH"], "HOME": str(tmp_path), "PYTHON": str(python), **env}
         command = ["bash", "scripts/ray_cluster.sh", *arguments]
         process = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=30)
         return process, log.read_text().splitlines() if log.exists() else []
@@ -32,12 +38,49 @@ def cluster(tmp_path):
     return run
 
 
-def test_head_and_workers_use_the_same_port(cluster):
+def test_head_and_workers_use_the_same_port_and_ask_for_the_token(cluster):
     assert cluster("head", PORT="7000")[0].returncode == 0
-    process, commands = cluster("worker", "10.0.0.1", PORT="7000", GPUS="4")
+    process, commands = cluster("worker", "10.0.0.1", PORT="7000", GPUS="4", CPUS="30", NODE_IP="10.0.0.2")
     assert process.returncode == 0
-    assert "--head --port=7000" in commands[0]
-    assert commands[1] == "start --address=10.0.0.1:7000 --disable-usage-stats --num-gpus=4"
+    assert commands[0] == "get-auth-token --generate"
+    assert "--head --port=7000" in commands[1]
+    given = "--num-gpus=4 --num-cpus=30 --node-ip-address=10.0.0.2"
+    assert commands[2:] == ["auth token", f"start --address=10.0.0.1:7000 --disable-usage-stats {given}", "auth token"]
+
+
+def test_a_worker_without_the_token_is_refused_before_ray_is(cluster):
+    """Ray's own words are forty lines of traceback that end in InvalidAuthToken."""
+    process, commands = cluster("worker", "10.0.0.1")
+    assert (process.returncode, commands) == (2, [])
+    assert "copy the head's ~/.ray/auth_token here, or set RAY_AUTH_TOKEN" in process.stderr
+    assert cluster("worker", "10.0.0.1", RAY_AUTH_TOKEN="abc")[1][-1] == "auth token"
+
+
+def test_an_open_cluster_needs_no_token(cluster):
+    _, commands = cluster("head", RAY_AUTH_MODE="disabled")
+    assert "auth disabled" in commands
+    assert not any("get-auth-token" in command for command in commands)
+    assert cluster("worker", "10.0.0.1", RAY_AUTH_MODE="disabled")[1][-1] == "auth disabled"
+
+
+@pytest.mark.parametrize(("given", "device"), [({}, "cuda"), ({"HARDWARE": "cpu"}, "cpu"), ({"TINY": "1"}, "cpu")])
+def test_the_environment_is_chosen_as_for_a_run_and_said(cluster, given, device):
+    """After `make demo` there is a .venv, for CPU, on a machine with GPUs too."""
+    assert cluster("head", **given)[0].stderr.startswith(f"environment for {device}: ")
+
+
+@pytest.mark.parametrize(("address", "mode"), [("10.0.0.1:6379", "token"), ("", "unset")])
+def test_a_run_shows_its_token_to_a_cluster(tmp_path, address, mode):
+    """By itself Ray does so for the address `auto` alone."""
+    python = tmp_path / "python"
+    python.write_text('#!/bin/bash\necho "mode ${RAY_AUTH_MODE:-unset}"\n')
+    python.chmod(0o755)
+    env = {"PATH": os.environ["PATH"], "HOME": str(tmp_path), "PYTHON": str(python), "RAY_AUTH_TOKEN": "abc"}
+    process = subprocess.run(
+        ["bash", "scripts/luffy_exgrpo.sh"],
+        cwd=ROOT, env=env | {"RAY_ADDRESS": address}, capture_output=True, text=True, timeout=30, check=True,
+    )  # fmt: skip
+    assert process.stdout == f"mode {mode}\n"
 
 
 def test_wait_ends_when_all_have_joined(cluster):

@@ -59,6 +59,13 @@ def prepare_environment(env: MutableMapping[str, str] | None = None) -> bool:
     return True
 
 
+def handed_on(env: MutableMapping[str, str] | None = None) -> dict[str, str]:
+    """What `prepare_environment` chose, for a cluster's processes: they have the environment of whoever started the cluster."""
+    env = os.environ if env is None else env
+    names = ("VERL_PLATFORM", "VERL_USE_EXTERNAL_MODULES", *_defaults())
+    return {name: env[name] for name in names if name in env}
+
+
 def _wants_cpu(env: MutableMapping[str, str]) -> bool:
     chosen = env.get("VERL_PLATFORM", "").strip().lower()
     if chosen:

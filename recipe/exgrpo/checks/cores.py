@@ -20,6 +20,7 @@ from recipe.exgrpo.checks.run import Run
 PER_GPU, CONTROLLER, PLACEMENT = 3, 1, 1
 FEW = 4  # cores for each GPU: trainer, engine, its server and the agent loop each keep one busy
 NUM_CPUS = "ray_kwargs.ray_init.num_cpus"
+OF_OWN_RAY = (NUM_CPUS, "ray_kwargs.ray_init.num_gpus", "ray_kwargs.ray_init.object_store_memory")
 
 
 def reserved_cpus(config: DictConfig) -> int:
@@ -34,6 +35,12 @@ def fitted_cpus(config: DictConfig, cores: int, env: Mapping[str, str] = os.envi
     """What to tell a Ray of our own so that the run starts on `cores` cores; None where nothing needs to be told."""
     own = "RAY_ADDRESS" not in env and OmegaConf.select(config, NUM_CPUS) is None
     return reserved_cpus(config) if own and cores < reserved_cpus(config) else None
+
+
+def leave_to_cluster(config: DictConfig) -> None:
+    """Unset what a Ray of our own is told: with RAY_ADDRESS set, its nodes have said what they have, and Ray refuses the keys."""
+    for key in OF_OWN_RAY:
+        OmegaConf.update(config, key, None, force_add=True)
 
 
 def core_findings(run: Run, machine: Machine, env: Mapping[str, str] = os.environ) -> Iterator[Finding]:

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import verl_ext.platform as platform
-from verl_ext.platform import PLUGIN, accelerator_visible, assert_platform, prepare_environment
+from verl_ext.platform import PLUGIN, accelerator_visible, assert_platform, handed_on, prepare_environment
 
 pytestmark = pytest.mark.verl
 
@@ -62,6 +62,14 @@ def test_the_cpu_can_be_chosen_on_any_machine(accelerator):
     env = {"VERL_PLATFORM": " CPU "}
     assert prepare_environment(env)
     assert env["VERL_USE_EXTERNAL_MODULES"] == PLUGIN
+
+
+def test_a_clusters_processes_are_handed_what_was_chosen(accelerator):
+    """They have the environment of whoever started Ray on their machine."""
+    env = {"VERL_PLATFORM": "cpu", "RAY_ADDRESS": "10.0.0.1:6379", "HOME": "/root", "OMP_NUM_THREADS": "1"}
+    assert prepare_environment(env)
+    assert handed_on(env) == {name: value for name, value in env.items() if name not in ("RAY_ADDRESS", "HOME")}
+    assert handed_on(env)["VERL_USE_EXTERNAL_MODULES"] == PLUGIN
 
 
 def test_choosing_after_verl_was_imported_is_an_error(accelerator, monkeypatch):
