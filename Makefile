@@ -6,7 +6,7 @@ unexport PYTHONDONTWRITEBYTECODE
 export VENV
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-gpu lock-gpu test-gpu-env demo test test-long test-fast test-scripts mutants lint lock clean
+.PHONY: help setup setup-gpu gpu-smoke lock-gpu test-gpu-env demo test test-long test-fast test-scripts mutants lint lock clean
 
 help: ## show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -16,6 +16,9 @@ setup: ## install the pinned CPU environment into .venv (Python 3.11, 3 GB; noth
 
 setup-gpu: ## install the pinned GPU environment into .venv-gpu (Python 3.12, Linux x86_64, 10 GB)
 	@VENV=.venv-gpu bash scripts/setup_gpu.sh
+
+gpu-smoke: setup-gpu ## ten minutes on one card: `exgrpo doctor` in the GPU environment (docs/gpu.md)
+	.venv-gpu/bin/python -m recipe.exgrpo.cli.main doctor
 
 demo: setup ## train a tiny model with ExGRPO through verl, FSDP2 and vLLM on this machine, and plot it
 	@PATH="$(CURDIR)/$(VENV)/bin:$$PATH" bash scripts/run_demo.sh

@@ -28,12 +28,13 @@ def train(arguments: list[str], same_questions: bool) -> None:
     """In the benchmark's own process: run the trainer with replay switched on and off from step to step."""
     from verl_ext.platform import fork_server, prepare_environment
 
-    prepare_environment()
-    worker_command = fork_server.start()
+    worker_command = fork_server.start() if prepare_environment() else None
     import ray
     from omegaconf import OmegaConf
     from verl.trainer.main_ppo import run_ppo
 
+    from recipe.exgrpo.checks.cores import NUM_CPUS, fitted_cpus
+    from recipe.exgrpo.checks.machine import usable_cores
     from recipe.exgrpo.main import RUNTIME
     from recipe.exgrpo.presets.compose import compose
     from recipe.exgrpo.trainer.task_runner import ExGRPOTaskRunner
@@ -44,7 +45,11 @@ def train(arguments: list[str], same_questions: bool) -> None:
             super().run(config)
 
     config = compose(arguments)
-    OmegaConf.update(config, f"{RUNTIME}.py_executable", worker_command, force_add=True)
+    if worker_command:
+        OmegaConf.update(config, f"{RUNTIME}.py_executable", worker_command, force_add=True)
+    fitted = fitted_cpus(config, usable_cores())
+    if fitted:
+        OmegaConf.update(config, NUM_CPUS, fitted, force_add=True)
     run_ppo(config, task_runner_class=ray.remote(AlternatingRunner))
 
 
@@ -90,7 +95,7 @@ def overrides(run: Path, args: argparse.Namespace) -> list[str]:
     data = run / "data"
     subprocess.run([sys.executable, ROOT / "data/make_toy.py", "data", "--out", data], check=True, stdout=sys.stderr)
     return [
-        "hardware=cpu",
+        f"hardware={args.hardware}",
         "trainer.v1.trainer_mode=exgrpo_alternating",
         f"actor_rollout_ref.model.path={ROOT}/data/toy/model",
         f"data.train_files={data}/train.parquet",
@@ -159,6 +164,7 @@ def main() -> int:
     parser.add_argument(
         "--same-questions", action="store_true", help="on-policy steps take the questions of ExGRPO steps"
     )
+    parser.add_argument("--hardware", default="cpu", help="preset of what it runs on (%(default)s)")
     parser.add_argument("--json", action="store_true", help="print the figures as one JSON object on the last line")
     parser.add_argument("--train", nargs=argparse.REMAINDER, help=argparse.SUPPRESS)
     parser.add_argument("overrides", nargs="*", help="further hydra overrides")

@@ -30,6 +30,7 @@ BELOW = {
     "lab": {"core", "presets", "report", "verl_ext"},
     "checks": {"core", "presets", "checkpoint", "experience", "runs", "verl_ext"},
     "browse": {"core", "checkpoint", "runs", "verl_ext"},
+    "doctor": {"core", "presets", "checks", "runs", "verl_ext"},
     "trainer": {"core", "checkpoint", "experience", "runs", "verl_ext"},
 }
 TOP = {"cli", "main"}

@@ -15,6 +15,7 @@ COMMANDS = {
     ),
     "check": ("recipe.exgrpo.cli.check", "say whether a run would start and fit, without a GPU"),
     "config": ("recipe.exgrpo.cli.config", "compare a run's settings with the paper's"),
+    "doctor": ("recipe.exgrpo.cli.doctor", "measure this machine by short runs, for a report that can be sent in"),
     "evaluate": ("recipe.exgrpo.cli.evaluate", "sample a model on benchmarks, grade, and report beside the paper"),
     "experience": ("recipe.exgrpo.cli.experience", "import traces into a state that runs start from, export states"),
     "inspect": ("recipe.exgrpo.cli.inspect", "look into, verify, compare, grade or export saved experience"),

@@ -7,7 +7,7 @@ import itertools
 import os
 import re
 import subprocess
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
@@ -102,8 +102,10 @@ def experiment_scripts() -> list[Path]:
     return [path for path in run_scripts() if "launch backbone=" in path.read_text(encoding="utf-8")]
 
 
-def script_overrides(script: Path, arguments: Sequence[str] = ()) -> list[str]:
-    """The overrides that `script --dry-run` prints, one per line, under this process's environment.
+def script_overrides(
+    script: Path, arguments: Sequence[str] = (), switches: Mapping[str, str] | None = None
+) -> list[str]:
+    """The overrides that `script --dry-run` prints, one per line, under this process's environment and `switches`.
 
     Raises CompositionError if it is not a script that starts a run, or fails.
     """
@@ -112,7 +114,9 @@ def script_overrides(script: Path, arguments: Sequence[str] = ()) -> list[str]:
         meant = [known[stem] for stem in difflib.get_close_matches(script.stem, known)] or ["scripts/*.sh"]
         raise CompositionError(f"{script} does not start a run; did you mean {' or '.join(meant)}?")
     command = ["bash", str(script), *arguments, "--dry-run"]
-    process = subprocess.run(command, env=os.environ, capture_output=True, text=True, check=False)
+    process = subprocess.run(
+        command, env=os.environ | dict(switches or {}), capture_output=True, text=True, check=False
+    )
     if process.returncode:
         detail = process.stderr.strip().splitlines()[-1:] or [f"exit code {process.returncode}"]
         raise CompositionError(f"{script}: --dry-run failed: {detail[0]}")
