@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import re
 import shutil
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -90,6 +91,27 @@ def sha256_of(path: Path) -> str:
     """SHA-256 of a file, in hexadecimal digits."""
     with path.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def numbered(folder: Path, prefix: str, suffix: str = "") -> list[Path]:
+    """What is called `<prefix>NNN<suffix>` in a folder, by number."""
+    form = re.compile(rf"{re.escape(prefix)}(\d+){re.escape(suffix)}")
+    found = {path: match for path in folder.glob("*") if (match := form.fullmatch(path.name))}
+    return sorted(found, key=lambda path: int(found[path][1]))
+
+
+def next_numbered(folder: Path, prefix: str, suffix: str = "") -> Path:
+    """A name after the last of these: the number of one that was removed would be another's."""
+    taken = numbered(folder, prefix, suffix)
+    last = int(taken[-1].name[len(prefix) : len(taken[-1].name) - len(suffix)]) if taken else -1
+    return folder / f"{prefix}{last + 1:03d}{suffix}"
+
+
+def keep_copy(path: Path) -> Path:
+    """Copy a file that is about to lose something to `<stem>.before-NNN<suffix>` beside it; returns the copy."""
+    copy = next_numbered(path.parent, f"{path.stem}.before-", path.suffix)
+    write_atomically(copy, path.read_bytes())
+    return copy
 
 
 def _temporary(path: Path) -> Path:

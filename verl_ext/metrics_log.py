@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from verl_ext.files import write_atomically
+from verl_ext.files import keep_copy, write_atomically
 from verl_ext.jsonl import DamagedLine, cut_torn_end, read_lines
 
 logger = logging.getLogger(__name__)
@@ -78,7 +78,7 @@ class JsonlLogger:
                 self.path,
                 len(records) - len(kept),
                 step,
-                self._keep_copy(),
+                keep_copy(self.path),
             )
         self._rewrite(kept)
         self._last = self._last_record()
@@ -112,12 +112,6 @@ class JsonlLogger:
     def _last_record(self) -> dict[str, Any] | None:
         records = self._records()
         return records[-1] if records else None
-
-    def _keep_copy(self) -> Path:
-        taken = len(list(self.path.parent.glob(f"{self.path.stem}.before-*{self.path.suffix}")))
-        copy = self.path.with_name(f"{self.path.stem}.before-{taken:03d}{self.path.suffix}")
-        write_atomically(copy, self.path.read_bytes())
-        return copy
 
     def _rewrite(self, records: list[dict[str, Any]]) -> None:
         self._file.close()

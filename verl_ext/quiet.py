@@ -1,9 +1,10 @@
 """A log that a person can read: what verl, vLLM and their libraries say on every start is left out, errors are said once."""
 
+import contextlib
 import logging
 import os
 import warnings
-from collections.abc import MutableMapping
+from collections.abc import Iterator, MutableMapping
 
 LEVELS = {
     "VERL_LOGGING_LEVEL": "WARNING",
@@ -38,6 +39,15 @@ def quiet(env: MutableMapping[str, str] | None = None) -> dict[str, str]:
     modules = [name for name in env.get(EXTERNAL, "").split(",") if name]
     env[EXTERNAL] = ",".join(modules if ROLLOUTS in modules else [*modules, ROLLOUTS])
     return {name: env[name] for name in (*LEVELS, EXTERNAL)}
+
+
+@contextlib.contextmanager
+def silence() -> Iterator[None]:
+    """Without what is printed here, unless everything is to be said. Logging goes on."""
+    with contextlib.ExitStack() as stack:
+        if not verbose():
+            stack.enter_context(contextlib.redirect_stdout(stack.enter_context(open(os.devnull, "w"))))
+        yield
 
 
 class Once(logging.Filter):

@@ -133,6 +133,7 @@ def test_sigterm_finishes_the_step_saves_and_exits_with_75(stopped):
 
 def test_the_log_is_short_and_nothing_stays_in_shared_memory(stopped):
     assert len(stopped.run.lines) < 300, "start-up says too much"
+    assert not any("Final validation" in line for line in stopped.run.lines), "verl's last word, None"
     assert not any("'actor_rollout_ref'" in line for line in stopped.run.lines), "verl's dump of the configuration"
     assert left_in_shared_memory(stopped.began) == []
     assert (stopped.run.folder / NAME).read_text() == ""

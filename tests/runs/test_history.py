@@ -62,8 +62,12 @@ def test_a_rewind_drops_later_steps(path):
     history.rewind(3)
     history.append(step(4))
     assert steps(path) == [1, 2, 3, 4]
+    history.rewind(4)
     history.rewind(0)
     assert steps(path) == []
+    assert steps(path.with_name("history.before-000.jsonl")) == [1, 2, 3, 4, 5]
+    assert steps(path.with_name("history.before-001.jsonl")) == [1, 2, 3, 4]
+    assert len(list(path.parent.iterdir())) == 3
 
 
 def test_a_torn_end_is_cut_and_damage_before_it_is_named(path):

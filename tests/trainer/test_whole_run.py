@@ -698,6 +698,21 @@ def test_a_resumed_run_does_what_the_uninterrupted_one_did(runs):
     assert whole.metrics[4]["experience/replayed_questions"] == 1
 
 
+# ---- the end of a run
+
+
+def test_a_run_without_validation_ends_quietly(runs, monkeypatch, capsys):
+    """verl's last word is "Final validation metrics: None"; with VERBOSE it has it."""
+    quiet = (*AT_ONCE, "trainer.val_before_train=false", "trainer.test_freq=-1", "trainer.logger=[console]")
+    said = {}
+    for value in ("", "1"):
+        monkeypatch.setenv("VERBOSE", value)
+        runs(f"quiet{value}", 1, *quiet)
+        said[value] = capsys.readouterr().out
+    assert ["Final validation" in text for text in said.values()] == [False, True]
+    assert all("step:1 " in text for text in said.values()), "the metrics of the last step are shown"
+
+
 # ---- a disk that fills up while verl saves
 
 

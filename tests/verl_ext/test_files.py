@@ -7,7 +7,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from verl_ext.files import move_durably, new_folder, replacing, sha256_of, sync_folder, write_atomically, write_durably
+from verl_ext.files import (
+    move_durably,
+    new_folder,
+    next_numbered,
+    numbered,
+    replacing,
+    sha256_of,
+    sync_folder,
+    write_atomically,
+    write_durably,
+)
 
 
 def names(folder: Path) -> list[str]:
@@ -80,6 +90,15 @@ def test_a_folder_takes_the_place_of_an_empty_one_only(tmp_path):
     with pytest.raises(OSError, match="not empty"), new_folder(tmp_path / "empty") as new:
         (new / "a").write_text("newer")
     assert ((tmp_path / "empty" / "a").read_text(), names(tmp_path)) == ("new", ["empty"])
+
+
+def test_a_number_is_that_after_the_last(tmp_path):
+    assert next_numbered(tmp_path / "nowhere", "start-").name == "start-000"
+    for name in ("start-002", "start-1000", "start-x", "start-10.md", "restart-2000"):
+        (tmp_path / name).touch()
+    assert [path.name for path in numbered(tmp_path, "start-")] == ["start-002", "start-1000"]
+    assert next_numbered(tmp_path, "start-").name == "start-1001"
+    assert next_numbered(tmp_path, "start-", ".md").name == "start-011.md"
 
 
 def test_a_record_is_of_the_bytes_on_disk(tmp_path):

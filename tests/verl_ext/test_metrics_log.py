@@ -103,6 +103,17 @@ def test_what_rewind_drops_stays_in_a_copy(path, caplog):
     assert "metrics.before-000.jsonl" in caplog.text
 
 
+def test_a_copy_never_takes_the_place_of_another(path):
+    """Somebody tidied up the first one."""
+    log = JsonlLogger(path)
+    for value in range(3):
+        log.log({"a": value}, step=2)
+        log.rewind(1)
+        if value == 1:
+            path.with_name("metrics.before-000.jsonl").unlink()
+    assert [read(path.with_name(f"metrics.before-00{i}.jsonl"))[0]["a"] for i in (1, 2)] == [1, 2]
+
+
 def test_rewind_that_drops_nothing_leaves_no_copy(path):
     log = JsonlLogger(path)
     log.log({"a": 1}, step=1)

@@ -2,11 +2,12 @@
 
 import importlib
 import logging
+import sys
 import warnings
 
 import pytest
 
-from verl_ext.quiet import EXTERNAL, LEVELS, ROLLOUTS, Once, quiet, verbose
+from verl_ext.quiet import EXTERNAL, LEVELS, ROLLOUTS, Once, quiet, silence, verbose
 
 
 @pytest.fixture(autouse=True)
@@ -37,6 +38,17 @@ def test_verbose_changes_nothing(value, expected):
     assert verbose(env) is expected
     assert (quiet(env) == {}) is expected
     assert (env == {"VERBOSE": value}) is expected
+
+
+@pytest.mark.parametrize(("value", "said"), [("1", "printed\n"), ("", "")])
+def test_what_is_printed_is_left_out_unless_everything_is_to_be_said(monkeypatch, capsys, value, said):
+    monkeypatch.setenv("VERBOSE", value)
+    with silence():
+        sys.stdout.write("printed\n")
+        sys.stderr.write("logged\n")
+    sys.stdout.write("after\n")
+    out, err = capsys.readouterr()
+    assert (out, err) == (f"{said}after\n", "logged\n")
 
 
 def test_tracebacks_are_said_once_for_each_type_of_error(caplog):

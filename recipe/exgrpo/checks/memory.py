@@ -110,11 +110,13 @@ def estimate_gpu(run: Run, shape: ModelShape, card: float) -> GpuEstimate:
 
 
 def experience_bytes(run: Run) -> float:
-    """Host bytes of the policy's store at the end of the run: of the rollouts that it may hold, the published share."""
+    """Host bytes of the policy's store at the end of the run: of the rollouts that it may hold, the published share, and
+    what comes from elsewhere at the start."""
     settings = run.settings
     rollouts = policy_class(settings.policy).stored_rollouts(settings, run.sequences, run.steps)
     grown = rollouts * STORED_SHARE * STORED_BYTES * min(1, run.response_tokens / STORED_TOKENS)
-    return min(grown, settings.buffer.max_bytes) if settings.buffer.max_bytes else grown
+    size = grown + run.imported
+    return min(size, settings.buffer.max_bytes) if settings.buffer.max_bytes else size
 
 
 def host_bytes(run: Run, shape: ModelShape) -> float:
@@ -176,13 +178,17 @@ def _host_finding(run: Run, shape: ModelShape, ram: float, trains_here: bool) ->
     needed = host_bytes(run, shape)
     text = (
         f"host memory: about {gib(needed)} per node, {gib(experience_bytes(run))} of it experience on the first (at the "
-        f"published rate of storing); this machine has {gib(ram)}"
+        f"published rate of storing{_from_elsewhere(run)}); this machine has {gib(ram)}"
     )
     if needed > ram and trains_here:
         return warning(
             f"{text}: bound exgrpo.buffer.max_bytes, or turn actor_rollout_ref.actor.fsdp_config.offload_policy off."
         )
     return note(f"{text}.")
+
+
+def _from_elsewhere(run: Run) -> str:
+    return f", and {gib(run.imported)} from exgrpo.experience.init_from" if run.imported else ""
 
 
 def _gpu_findings(run: Run, shape: ModelShape) -> Iterator[Finding]:

@@ -5,6 +5,7 @@
 
 import logging
 from collections.abc import Iterator
+from dataclasses import replace
 
 from omegaconf import DictConfig
 
@@ -13,7 +14,7 @@ from recipe.exgrpo.checks.cores import core_findings
 from recipe.exgrpo.checks.data import data_findings
 from recipe.exgrpo.checks.disk import disk_findings
 from recipe.exgrpo.checks.environment import environment_findings
-from recipe.exgrpo.checks.experience import experience_findings
+from recipe.exgrpo.checks.experience import look_at_imports
 from recipe.exgrpo.checks.findings import ERROR, NOTE, Finding, PreflightError, error
 from recipe.exgrpo.checks.machine import Machine
 from recipe.exgrpo.checks.memory import memory_findings
@@ -56,9 +57,10 @@ def inspect_run(config: DictConfig) -> Iterator[Finding]:
     yield from tool_findings(run)
     yield from core_findings(run, machine)
     yield from sync_findings(run)
-    yield from memory_findings(run)
+    imports = look_at_imports(run, readable)
+    yield from memory_findings(replace(run, imported=imports.bytes))
     yield from disk_findings(run)
-    yield from experience_findings(run)
+    yield from imports.findings
     yield from resume_findings(run)
 
 

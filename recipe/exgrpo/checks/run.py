@@ -30,6 +30,7 @@ class Run:
         group_size: K; `questions`: per step; `steps`: 0 if the run does not say.
         prompt_tokens, response_tokens: the limits; `longest`: tokens of the longest sequence that a rollout can return.
         token_budget: tokens of a micro-batch of the update on each GPU.
+        imported: host bytes of experience from elsewhere, as far as the checks have looked at it.
     """
 
     config: DictConfig
@@ -52,6 +53,7 @@ class Run:
     response_tokens: int
     longest: int
     token_budget: int
+    imported: int = 0
 
     @classmethod
     def of(cls, config: DictConfig) -> "Run":

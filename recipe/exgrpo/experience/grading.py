@@ -35,11 +35,8 @@ class Grading:
     @classmethod
     def of(cls, reward: DictConfig, workers: int | None = None) -> "Grading":
         """That of a run's `reward` node. Raises ValueError where it is a model, or the function cannot be loaded."""
+        require_function(reward)
         chosen = reward.custom_reward_function
-        if chosen.path is None and reward.reward_model.enable:
-            raise ValueError(
-                "reward: a model gives this run's rewards, and traces cannot be graded before it is there."
-            )
         function = _default() if chosen.path is None else _function(str(chosen.path), chosen.name)
         kwargs = OmegaConf.to_container(chosen.get("reward_kwargs") or OmegaConf.create({}), resolve=True)
         workers = workers or min(MAX_WORKERS, os.cpu_count() or 1)
@@ -67,6 +64,12 @@ class Grading:
         info = {**(row.get("extra_info") or {}), "truncated": truncated}
         found = self.call(row["data_source"], text, row["reward_model"]["ground_truth"], info)
         return Graded(float(found["score"]), next((name for name in ("timeout", "error") if found.get(name)), None))
+
+
+def require_function(reward: DictConfig) -> None:
+    """Raise ValueError where a run's `reward` node leaves rewards to a model."""
+    if reward.custom_reward_function.path is None and reward.reward_model.enable:
+        raise ValueError("reward: a model gives this run's rewards, and traces cannot be graded before it is there.")
 
 
 async def _result(found: Any) -> Any:

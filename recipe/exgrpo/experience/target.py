@@ -25,7 +25,7 @@ class Target:
 
     questions: Questions
     renderer: Renderer
-    grading: Grading
+    grading: Grading | None
     tokenizer: str
     chat_template: str
     temperature: float
@@ -41,11 +41,13 @@ class Target:
         tokenizer: Any | None = None,
         render: Render | None = None,
         keep: Callable[[str], bool] = lambda question: True,
+        graded: bool = True,
         **changes: Any,
     ) -> "Target":
         """That of a run configuration; `tokenizer` and `render` are the run's own where they are loaded already.
 
-        `keep` says which questions the run trains on. Raises ValueError naming the file or key that cannot be read.
+        `keep` says which questions the run trains on; without `graded` the reward function is not loaded. Raises ValueError
+        naming the file or key that cannot be read.
         """
         tokenizer = run_tokenizer(config) if tokenizer is None else tokenizer
         rows = rows_by_question(map(Path, paths_of(config, "train_files")))
@@ -53,7 +55,7 @@ class Target:
         return cls(
             questions=Questions({question: row for question, row in rows.items() if keep(question)}),
             renderer=Renderer(tokenizer, arguments, render),
-            grading=Grading.of(config.reward),
+            grading=Grading.of(config.reward) if graded else None,
             tokenizer=tokenizer_fingerprint(tokenizer),
             chat_template=template_fingerprint(tokenizer, arguments),
             temperature=float(config.actor_rollout_ref.rollout.temperature),

@@ -10,7 +10,7 @@ from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
-from verl_ext.files import write_atomically
+from verl_ext.files import keep_copy, write_atomically
 from verl_ext.jsonl import Line, cut_torn_end, read_lines
 
 logger = logging.getLogger(__name__)
@@ -48,10 +48,16 @@ class History:
         return len(line)
 
     def rewind(self, step: int) -> None:
-        """Drop the steps after `step`: they belong to a run that was interrupted."""
-        if self.path.is_file():
-            steps = takewhile(lambda line: line.row is not None and line.row["step"] <= step, _lines(self.path))
-            end = max((line.start + line.length for line in steps), default=0)
+        """Drop the steps after `step`: they belong to a run that was interrupted. Where there are some, the file as it was
+        stays beside it, as `history.before-000.jsonl`, -001, ..."""
+        if not self.path.is_file():
+            return
+        steps = takewhile(lambda line: line.row is not None and line.row["step"] <= step, _lines(self.path))
+        end = max((line.start + line.length for line in steps), default=0)
+        if end < self.path.stat().st_size:
+            logger.warning(
+                "%s: what is after step %d leaves it, and stays in %s", self.path, step, keep_copy(self.path)
+            )
             write_atomically(self.path, self.path.read_bytes()[:end])
 
     def _halve(self) -> None:

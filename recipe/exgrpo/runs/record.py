@@ -6,7 +6,6 @@ parquet file, its SHA-256 and the manifest beside it.
 
 import json
 import platform
-import re
 import subprocess
 import sys
 from datetime import UTC, datetime
@@ -17,7 +16,7 @@ import yaml
 from omegaconf import DictConfig, OmegaConf
 
 from verl_ext.dataset import SPLITS, manifest_of, paths_of
-from verl_ext.files import new_folder, sha256_of
+from verl_ext.files import new_folder, next_numbered, numbered, sha256_of
 from verl_ext.packages import installed
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -33,7 +32,7 @@ PACKAGES = (
     "TransferQueue",
     "numpy",
 )
-NUMBERED = re.compile(r"start-\d+")
+START = "start-"
 SEEDS = ("exgrpo.seed", "data.seed", "actor_rollout_ref.rollout.seed", "actor_rollout_ref.actor.fsdp_config.seed")
 
 
@@ -43,8 +42,7 @@ class RecordError(ValueError):
 
 def record_start(config: DictConfig) -> Path:
     """Write the record of this start; returns its folder. Raises OSError when the run folder cannot be written."""
-    root = Path(config.trainer.default_local_dir)
-    folder = root / "record" / f"start-{max(map(_number, starts(root)), default=-1) + 1:03d}"
+    folder = next_numbered(Path(config.trainer.default_local_dir) / "record", START)
     described = json.dumps(describe_start(config), indent=2, ensure_ascii=False) + "\n"
     with new_folder(folder) as new:
         (new / "config.yaml").write_text(OmegaConf.to_yaml(config, resolve=True), encoding="utf-8")
@@ -54,7 +52,7 @@ def record_start(config: DictConfig) -> Path:
 
 def starts(root: Path) -> list[Path]:
     """The records in a run folder, oldest first; some may be gone."""
-    return sorted((path for path in (root / "record").glob("start-*") if NUMBERED.fullmatch(path.name)), key=_number)
+    return numbered(root / "record", START)
 
 
 def last_config(root: Path) -> dict[str, Any]:
@@ -72,10 +70,6 @@ def last_config(root: Path) -> dict[str, Any]:
     if not isinstance(config, dict):
         raise RecordError(f"{found[-1]} is not YAML, or no configuration.")
     return config
-
-
-def _number(start: Path) -> int:
-    return int(start.name.removeprefix("start-"))
 
 
 def describe_start(config: DictConfig) -> dict[str, Any]:

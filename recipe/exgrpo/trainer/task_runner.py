@@ -2,7 +2,6 @@
 
 import contextlib
 import logging
-import os
 from collections.abc import Callable
 
 import ray
@@ -10,7 +9,7 @@ from omegaconf import DictConfig
 from verl.trainer.main_ppo import TaskRunnerV1, run_ppo
 
 from recipe.exgrpo.runs.stopping import Stopped
-from verl_ext.quiet import verbose
+from verl_ext.quiet import silence
 
 logger = logging.getLogger(__name__)
 
@@ -28,10 +27,7 @@ class ExGRPOTaskRunner(TaskRunnerV1.__ray_actor_class__):
         import recipe.exgrpo.trainer.trainer  # noqa: F401  (registers)
 
         with contextlib.ExitStack() as self._silence:
-            if not verbose():  # verl prints the whole configuration, which is in the record, and what it is made of
-                self._silence.enter_context(
-                    contextlib.redirect_stdout(self._silence.enter_context(open(os.devnull, "w")))
-                )
+            self._silence.enter_context(silence())  # verl prints the whole configuration, which is in the record
             try:
                 super().run(config)
             except Stopped as reason:

@@ -6,6 +6,7 @@ trains, `step` closes. What differs between methods is asked of `self.policy` (c
 own, the on-policy baseline, leaves verl's loss and advantage in place.
 """
 
+import contextlib
 import logging
 from collections.abc import Sequence
 from functools import partial
@@ -53,6 +54,7 @@ from verl_ext import polling
 from verl_ext.dataset import index_questions
 from verl_ext.metrics_log import JsonlLogger
 from verl_ext.platform import assert_platform
+from verl_ext.quiet import silence
 from verl_ext.rewards.metrics import reward_metrics
 from verl_ext.watchdog import Watchdog
 
@@ -396,6 +398,15 @@ class ExGRPOTrainer(PPOTrainerSync):
         metrics = super()._validate()
         self._end_if_asked()
         return metrics
+
+    def fit(self, agent_loop_manager) -> None:
+        with contextlib.ExitStack() as self._ending:
+            super().fit(agent_loop_manager)
+
+    def _shutdown_dump_executor(self) -> None:
+        """After it verl only prints the last validation: once more, or "None" where there was none."""
+        super()._shutdown_dump_executor()
+        self._ending.enter_context(silence())
 
     def on_train_begin(self) -> None:
         self.training = True
