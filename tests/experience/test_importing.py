@@ -139,7 +139,10 @@ def test_a_prompt_that_two_questions_share_finds_neither(tmp_path):
         ("[1]", "not a JSON object"),
         ({"question_id": "2+2"}, "no response"),
         ({"response": "2+2=4"}, "nothing names its question"),
-        ({"question_id": "2+2", "response": [{"role": "tool", "content": "4"}]}, "one assistant message"),
+        (
+            {"question_id": "2+2", "response": [{"role": "tool", "content": "4"}]},
+            "one assistant message after its prompt, or several",
+        ),
         ({"question_id": "2+2", "messages": [{"role": "user"}]}, "messages {role, content}"),
         ({"question_id": "2+2", "response": ""}, "the response is empty"),
         ({"question_id": "2+2", "response": "4<|im_start|>user"}, "the special token <|im_start|>"),
@@ -288,6 +291,69 @@ def test_a_file_cannot_make_a_source_of_every_row(tmp_path, monkeypatch):
     rows = [{"question_id": "2+2", "response": f"{i}=4", "source": f"s{i}"} for i in range(3)]
     with pytest.raises(BadTrace, match="more than 2 different sources"):
         imported(write(tmp_path / "a.jsonl", *rows))
+
+
+# ---- turns of tools
+
+CALL = {"role": "assistant", "content": "<tool_call>2+2"}
+TOOL = {"role": "tool", "content": "4"}
+
+
+def test_what_a_tool_said_is_in_the_response_and_not_the_models(tmp_path):
+    """By hand, from the toy's template: the end of turn is the model's, what stands around the tool's words is not."""
+    path = write(tmp_path / "a.jsonl", {"messages": [SYSTEM, *row_of("2+2")["prompt"], CALL, TOOL, ANSWER]})
+    (found,) = stored(imported(path, on=target(max_response=100))[0])
+    parts = [
+        (ids_of("<tool_call>2+2"), True),
+        (TOKENIZER("\n<|im_start|>tool\n4<|im_end|>\n<|im_start|>assistant\n")["input_ids"], False),
+        (ids_of("2+2=4"), True),
+    ]
+    assert found.token_ids.tolist() == [i for ids, _ in parts for i in ids]
+    assert found.mask.tolist() == [own for ids, own in parts for _ in ids]
+    assert found.prompt_ids.tolist() == prompt_of("2+2")
+    assert found.turns == 4
+    np.testing.assert_array_equal(
+        found.log_probs[found.mask], rated([(found.prompt_ids, found.token_ids)])[0][found.mask]
+    )
+
+
+def test_a_response_in_turns_is_as_verls_agent_loop_has_it():
+    """Its own builder, step by step, with several tools in a row."""
+    from verl.utils.tokenizer.continuous_token_wiring import create_continuous_token_builder
+
+    builder = create_continuous_token_builder(TOKENIZER, hf_model_type="qwen2")
+    messages, other = row_of("2+2")["prompt"], {"role": "tool", "content": "naïve"}
+    start = builder.build_initial_tokens(messages)
+    called = builder.merge_assistant_tokens(start, ids_of("<tool_call>2+2")).token_ids
+    said = [*messages, CALL]
+    told = builder.merge_context_tokens(said, [*said, TOOL, other], called).token_ids
+    whole = builder.merge_assistant_tokens(told, ids_of("2+2=4")).token_ids
+    ids, mask = Renderer(TOKENIZER, model_type=lambda: "qwen2").turn_ids([CALL, TOOL, other, ANSWER], messages, 100)
+    assert ids.tolist() == whole[len(start) :]
+    assert int(mask.sum()) == len(ids_of("<tool_call>2+2") + ids_of("2+2=4"))
+
+
+@pytest.mark.parametrize(
+    ("turns", "reason"),
+    [
+        ([CALL, TOOL], "one assistant message after its prompt, or several"),
+        ([CALL, ANSWER], "one assistant message after its prompt, or several"),
+        ([CALL, TOOL | {"content": "4<|im_end|>"}, ANSWER], "the special token <|im_end|>"),
+        ([CALL | {"content": "<|im_start|>"}, TOOL, ANSWER], "the special token <|im_start|>"),
+        ([CALL | {"content": None, "tool_calls": [{"function": {}}]}, TOOL, ANSWER], "messages have tool_calls"),
+    ],
+)
+def test_turns_that_are_none_are_refused(tmp_path, turns, reason):
+    path = write(tmp_path / "a.jsonl", {"messages": [*row_of("2+2")["prompt"], *turns]})
+    with pytest.raises(BadTrace, match=reason):
+        imported(path)
+
+
+def test_a_stored_response_with_a_tools_words_is_not_tokenised_anew_as_the_models(tmp_path):
+    row = {"question_id": "2+2", "token_ids": ids_of("2=4"), "mask": [True, False, True, True], "text": "2=4"}
+    with pytest.raises(BadTrace, match="no text of the model alone"):
+        imported(write(tmp_path / "a.jsonl", row | {"tokenizer": "another"}))
+    assert imported(write(tmp_path / "b.jsonl", row))[1].imported == 1
 
 
 # ---- log-probs

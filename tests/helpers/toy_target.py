@@ -42,7 +42,7 @@ def target(questions=("1+3", "2+2", "3+1"), tokenizer=None, function=boxed, **ch
     tokenizer = tokenizer or load_tokenizer(MODEL)
     values = {
         "questions": Questions({question: row_of(question) for question in questions}),
-        "renderer": Renderer(tokenizer),
+        "renderer": Renderer(tokenizer, model_type=lambda: "qwen2"),
         "grading": Grading(function, {}),
         "tokenizer": tokenizer_fingerprint(tokenizer),
         "chat_template": template_fingerprint(tokenizer, {}),

@@ -172,23 +172,39 @@ class Importer:
     def _rendered(self, matched: Sequence[tuple[str, Trace]]) -> Iterator[Rendered]:
         """Ids of another tokenizer are made anew from text, which leaves the log-probs behind."""
         renderer = self.target.renderer
-        as_text = [trace.text for _, trace in matched if not self._has_ids(trace) and trace.text is not None]
+        as_text = [trace.text for _, trace in matched if self._is_text(trace)]
         prompt = self.target.questions.messages(matched[0][0]) if matched else []
         tokenised = iter(renderer.response_ids(as_text, prompt, self.target.max_response))
         for question, trace in matched:
-            if self._has_ids(trace):
-                one = self._as_stored(question, trace)
-            elif trace.text is not None:
-                one = Rendered(trace, question, self._prompt(question), next(tokenised), None, None, False)
-            else:
-                self._bad(
-                    trace.place.bad("its token ids are another tokenizer's, and it has no text to make them from")
-                )
-                continue
-            if problem := self._problem(one, written=self._has_ids(trace)):
-                self._bad(trace.place.bad(problem))
-            else:
-                yield one
+            try:
+                yield self._as_ids(question, trace, tokenised)
+            except ValueError as error:
+                self._bad(trace.place.bad(str(error).rstrip(".")))
+
+    def _as_ids(self, question: str, trace: Trace, tokenised: Iterator[np.ndarray]) -> Rendered:
+        """`tokenised` has the ids of the next trace that is text. Raises ValueError, a clause, where there can be none."""
+        target, prompt = self.target, self._prompt(question)
+        if self._has_ids(trace):
+            if trace.token_ids.max() >= target.vocabulary:
+                raise ValueError(f"token id {trace.token_ids.max()} is outside the tokenizer's {target.vocabulary}")
+            return self._as_stored(question, trace)
+        if self._is_text(trace):
+            ids = next(tokenised)
+            target.renderer.require_plain(ids[:-1])
+            if len(ids) < 2:
+                raise ValueError("the response is empty")
+            return Rendered(trace, question, prompt, ids, None, None, False)
+        if trace.turns is None:
+            raise ValueError(
+                "its token ids are another tokenizer's, and there is no text of the model alone to make them from"
+            )
+        ids, mask = target.renderer.turn_ids(trace.turns, target.questions.messages(question), target.max_response)
+        return Rendered(trace, question, prompt, ids, None, mask, False)
+
+    def _is_text(self, trace: Trace) -> bool:
+        """Whether ids are made of its text: all of it the model's, which a stored text with a tool's turns is not."""
+        own = trace.mask is None or trace.mask.all()
+        return not self._has_ids(trace) and trace.text is not None and own
 
     def _has_ids(self, trace: Trace) -> bool:
         return trace.token_ids is not None and trace.tokenizer in (None, self.target.tokenizer)
@@ -199,17 +215,6 @@ class Importer:
         same = trace.prompt_hash in (0, prompt_hash(prompt)) and trace.behaviour != ONE
         log_probs = trace.log_probs if same else None
         return Rendered(trace, question, prompt, trace.token_ids, log_probs, trace.mask, False)
-
-    def _problem(self, one: Rendered, written: bool) -> str | None:
-        """Why these ids, `written` by a model or made from text, are no response."""
-        if one.ids.max() >= self.target.vocabulary:
-            return f"token id {one.ids.max()} is outside the tokenizer's {self.target.vocabulary}"
-        if written:
-            return None
-        special = self.target.renderer.special_inside(one.ids)
-        if special:
-            return f"the response contains the special token {special}"
-        return "the response is empty" if len(one.ids) < 2 else None
 
     def _prompt(self, question: str) -> np.ndarray:
         if question not in self._prompts:
@@ -231,7 +236,7 @@ class Importer:
         """Those not seen in this import; the store knows what it had before."""
         found = []
         for one in rendered:
-            key = one.question, digest(np.ascontiguousarray(one.ids))
+            key = one.question, digest(np.ascontiguousarray(one.ids), one.mask)
             if key in self._seen:
                 self.report.duplicates += 1
             else:

@@ -1,12 +1,14 @@
 """Chat messages as files of traces have them, made plain: a list of {role, content}, all text."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
 
 CONVERSATION_KEYS = ("messages", "conversations")  # columns of whole conversations
-ROLES = {"human": "user", "gpt": "assistant"}  # as ShareGPT's `from` names them; others are what they are
+# As ShareGPT's `from` names them; others are what they are.
+ROLES = {"human": "user", "gpt": "assistant", "observation": "tool", "function_response": "tool"}
 # What a message may hold beside its content, words of the model too: a trace without them would be another one.
 BESIDE = ("reasoning_content", "reasoning", "thinking", "tool_calls", "function_call")
 
@@ -20,6 +22,19 @@ def plain(value: Any) -> list[dict[str, str]]:
     if not found:
         raise _unreadable(value)
     return [_message(message) for message in found]
+
+
+def split(messages: Sequence[dict[str, str]]) -> tuple[list[dict[str, str]], list[dict[str, str]]]:
+    """A conversation as prompt and response: what came after the last user or system message, turns of tools included."""
+    asked = max((i for i, message in enumerate(messages) if message["role"] not in ("assistant", "tool")), default=-1)
+    return list(messages[: asked + 1]), list(messages[asked + 1 :])
+
+
+def takes_turns(response: Sequence[dict[str, str]]) -> bool:
+    """Whether these are an assistant's messages with a tool's, one or more, between each two."""
+    roles = [message["role"] for message in response]
+    ends = roles[:1] == roles[-1:] == ["assistant"]
+    return ends and not any(a == b == "assistant" for a, b in pairwise(roles)) and set(roles) <= {"assistant", "tool"}
 
 
 def _message(message: Any) -> dict[str, str]:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
+from itertools import groupby
 from typing import Any
 
 import numpy as np
@@ -15,12 +16,17 @@ class Renderer:
     """The run's tokenizer and chat template; `render` makes the prompt ids of chat messages (default: the template).
 
     A response is its text without special tokens and then the end of turn, on which rollouts stop: `tokenizer.eos_token_id`.
+    `model_type`, that of the model's config.json, tells verl what its template writes between turns.
     """
 
     def __init__(
-        self, tokenizer: Any, arguments: Mapping[str, Any] | None = None, render: Render | None = None
+        self,
+        tokenizer: Any,
+        arguments: Mapping[str, Any] | None = None,
+        render: Render | None = None,
+        model_type: Callable[[], str | None] = lambda: None,
     ) -> None:
-        self.tokenizer, self.arguments = tokenizer, dict(arguments or {})
+        self.tokenizer, self.arguments, self.model_type = tokenizer, dict(arguments or {}), model_type
         self.render = render or self._rendered
         self.special = frozenset(tokenizer.all_special_ids)
         self._opening: str | None = None
@@ -41,19 +47,57 @@ class Renderer:
         bare = [text[len(opening) :] if opening and text.startswith(opening) else text for text in texts]
         end = self.tokenizer.eos_token
         bare = [text.removesuffix(end) if end else text for text in bare]
-        bare = [text[: (limit + 1) * self.longest] for text in bare]
-        found = self.tokenizer(bare, add_special_tokens=False)["input_ids"]
+        found = self.tokenizer([self._first(text, limit) for text in bare], add_special_tokens=False)["input_ids"]
         return [np.asarray([*ids, self.tokenizer.eos_token_id], np.int32) for ids in found]
+
+    def turn_ids(
+        self, turns: Sequence[Mapping[str, str]], messages: list[dict[str, str]], limit: int
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Ids int32 [L] of a response in which tools speak, and which of them the model wrote, bool [L].
+
+        Turns are joined by what verl's agent loop joins them with: the end of turn is the model's, what the template writes
+        around a tool's words is not. Raises ValueError, a clause, where a turn holds a special token, or the template cannot
+        go on from one.
+        """
+        said, ids = list(messages), self.prompt_ids(messages).tolist()
+        prompt, mask = len(ids), []
+        for own, group in groupby(turns, lambda message: message["role"] == "assistant"):
+            added = [message | {"content": self._first(message["content"], limit)} for message in group]
+            if own:
+                (answer,) = self.response_ids([added[0]["content"]], messages, limit)
+                self.require_plain(answer[:-1])
+                merged = self._joiner.merge_assistant_tokens(ids, answer.tolist())
+            else:
+                for message in added:
+                    self.require_plain(self.tokenizer(message["content"], add_special_tokens=False)["input_ids"])
+                merged = self._joiner.merge_context_tokens(said, said + added, ids)
+            (mask, _), ids, said = self._joiner.align_response_metadata(merged, mask), merged.token_ids, said + added
+        return np.asarray(ids[prompt:], np.int32), np.asarray(mask, bool)
+
+    def require_plain(self, ids: Sequence[int]) -> None:
+        """Raise ValueError, a clause, for the first special token: text that has one could end or open turns."""
+        if (inside := next((token for token in ids if int(token) in self.special), None)) is not None:
+            raise ValueError(
+                f"the response contains the special token {self.tokenizer.convert_ids_to_tokens(int(inside))}"
+            )
+
+    def _first(self, text: str, limit: int) -> str:
+        """Text, or of one that must be longer than `limit` tokens a beginning that still is."""
+        return text[: (limit + 1) * self.longest]
+
+    @cached_property
+    def _joiner(self):
+        """verl's builder of token ids over turns; its import takes seconds."""
+        from verl.utils.tokenizer.continuous_token_wiring import create_continuous_token_builder
+
+        return create_continuous_token_builder(
+            self.tokenizer, hf_model_type=self.model_type(), chat_template_kwargs=self.arguments
+        )
 
     @cached_property
     def longest(self) -> int:
         """Characters that one token stands for, at the most."""
         return max(map(len, self.tokenizer.get_vocab()))
-
-    def special_inside(self, ids: np.ndarray) -> str | None:
-        """The first special token before the last position, by name: a trace that has one could end or open turns."""
-        inside = next((token for token in ids[:-1].tolist() if token in self.special), None)
-        return None if inside is None else self.tokenizer.convert_ids_to_tokens(inside)
 
     def text(self, ids: np.ndarray) -> str:
         """Text without special tokens, as the reward sees it."""

@@ -54,7 +54,7 @@ class Target:
         arguments = template_arguments(config)
         return cls(
             questions=Questions({question: row for question, row in rows.items() if keep(question)}),
-            renderer=Renderer(tokenizer, arguments, render),
+            renderer=Renderer(tokenizer, arguments, render, lambda: model_type(config)),
             grading=Grading.of(config.reward) if graded else None,
             tokenizer=tokenizer_fingerprint(tokenizer),
             chat_template=template_fingerprint(tokenizer, arguments),
@@ -85,17 +85,27 @@ def template_arguments(config: DictConfig) -> dict[str, Any]:
     return OmegaConf.to_container(found, resolve=True) if found else {}
 
 
-def run_fingerprint(config: DictConfig, target: Target, policy: str) -> Mapping[str, Any]:
-    """What a state made for this run says about itself, as `checkpoint.experience_state` has it of the run's own."""
+def model_type(config: DictConfig) -> str | None:
+    """`model_type` of a run's model; None where its config.json is not on this machine."""
+    found = _model_config(config)
+    return None if found is None else found.model_type
+
+
+def _model_config(config: DictConfig) -> Any | None:
     from transformers import AutoConfig
 
-    path = str(config.actor_rollout_ref.model.path)
     try:
-        model = model_fingerprint(AutoConfig.from_pretrained(path, trust_remote_code=False))
+        return AutoConfig.from_pretrained(str(config.actor_rollout_ref.model.path), trust_remote_code=False)
     except (OSError, ValueError):
-        model = path  # a hub id that is not on this machine
+        return None
+
+
+def run_fingerprint(config: DictConfig, target: Target, policy: str) -> Mapping[str, Any]:
+    """What a state made for this run says about itself, as `checkpoint.experience_state` has it of the run's own."""
+    found = _model_config(config)
     return {
-        "model": model,
+        # A hub id that is not on this machine stands for itself.
+        "model": str(config.actor_rollout_ref.model.path) if found is None else model_fingerprint(found),
         "tokenizer": target.tokenizer,
         "group_size": config.actor_rollout_ref.rollout.n,
         "policy": policy,

@@ -10,7 +10,7 @@ import numpy as np
 
 from recipe.exgrpo.core.buffer import Provenance
 from recipe.exgrpo.core.buffer.records import LOG_PROB_SLACK, MAX_ID
-from recipe.exgrpo.experience.messages import CONVERSATION_KEYS, plain, shown
+from recipe.exgrpo.experience.messages import CONVERSATION_KEYS, plain, shown, split, takes_turns
 
 # Columns that are looked for, in this order; the first that a row has counts.
 QUESTION_KEYS = ("question_id", "question")
@@ -49,8 +49,9 @@ class Trace:
 
     The question is named by `question` (its id), `prompt` (chat messages, or the bare question), or both. The response is
     `token_ids` int32 [L] with `log_probs` float32 [L] in nats (None: missing) and `mask` bool [L] (None: all are the model's
-    own), or `text`; with ids of the tokenizer `tokenizer` (its fingerprint, None: the run's) `text` is the fallback for another
-    one. `prompt_hash` is that of the prompt the log-probs belong to (0: not known). The rest is as in `core.buffer.records`;
+    own), `text`, or `turns` (an assistant's messages with a tool's between them); with ids of the tokenizer `tokenizer` (its
+    fingerprint, None: the run's) `text` is the fallback for another one. `prompt_hash` is that of the prompt the log-probs
+    belong to (0: not known). The rest is as in `core.buffer.records`;
     `count` is the question's latest success count of `group_size`.
     """
 
@@ -58,6 +59,7 @@ class Trace:
     question: str | None = None
     prompt: str | Sequence[Mapping[str, str]] | None = None
     text: str | None = None
+    turns: Sequence[Mapping[str, str]] | None = None
     token_ids: np.ndarray | None = None
     log_probs: np.ndarray | None = None
     mask: np.ndarray | None = None
@@ -84,32 +86,30 @@ class Columns:
 def parse(row: Mapping[str, Any], place: Place, columns: Columns) -> Trace:
     """The trace of a row; raises BadTrace with the reason."""
     found = {name: value for name, value in row.items() if value is not None}
-    question, prompt, response = _conversation(found, place, columns)
+    question, prompt, response, turns = _conversation(found, place, columns)
     ids = _array(found, "token_ids", np.int64, place)
-    if ids is None and response is None:
+    if ids is None and response is None and turns is None:
         raise place.bad(f"no response: none of messages, token_ids, {', '.join(RESPONSE_KEYS)}")
     if question is None and prompt is None:
         raise place.bad("nothing names its question: no question_id, no prompt")
-    return Trace(
-        place, question, prompt, response, **_tokens(found, ids, place), **_known(found, place)
-    )  # fmt: skip
+    return Trace(place, question, prompt, response, turns, **_tokens(found, ids, place), **_known(found, place))
 
 
 def _conversation(row: Mapping[str, Any], place: Place, columns: Columns) -> tuple:
-    """Id of the question, prompt and response text, each None where the row has none."""
+    """Id of the question, prompt, response text and response turns, each None where the row has none."""
     info = row.get("extra_info")
     info_id = info.get("question_id") if isinstance(info, Mapping) else None
     question = _first(row, (columns.question,) if columns.question else QUESTION_KEYS) or info_id
     prompt = _first(row, (columns.prompt,) if columns.prompt else PROMPT_KEYS)
     response = _first(row, (columns.response,) if columns.response else RESPONSE_KEYS)
     if (whole := _first(row, CONVERSATION_KEYS)) is not None:
-        *turns, last = _messages(whole, place, "messages")
-        prompt, response = turns or None, [last]
-    if prompt is not None and not isinstance(prompt, str):
+        prompt, response = split(_messages(whole, place, "messages"))
+    if prompt and not isinstance(prompt, str):
         prompt = _messages(prompt, place, "prompt")
-    if response is not None and not isinstance(response, str):
-        response = _response(_messages(response, place, "response"), place)
-    return _id(question), prompt or None, _sound(response, "the response", place)
+    turns = None if response is None or isinstance(response, str) else _turns(response, place)
+    if turns is not None:
+        response, turns = (turns[0]["content"], None) if len(turns) == 1 else (None, turns)
+    return _id(question), prompt or None, _sound(response, "the response", place), turns
 
 
 def _first(row: Mapping[str, Any], names: Sequence[str]) -> Any:
@@ -128,10 +128,13 @@ def _messages(value: Any, place: Place, what: str) -> list[dict[str, str]]:
         raise place.bad(f"{what} {error}") from None
 
 
-def _response(messages: list[dict[str, str]], place: Place) -> str:
-    if len(messages) != 1 or messages[0]["role"] != "assistant":
-        raise place.bad("a trace is one assistant message after its prompt (tool turns are not imported)")
-    return messages[0]["content"]
+def _turns(value: Any, place: Place) -> list[dict[str, str]]:
+    found = _messages(value, place, "response") if value else []
+    if not takes_turns(found):
+        raise place.bad("a response is one assistant message after its prompt, or several with a tool's between them")
+    for message in found:
+        _sound(message["content"], "the response", place)
+    return found
 
 
 def _sound(text: str | None, what: str, place: Place) -> str | None:
