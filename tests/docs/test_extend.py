@@ -51,6 +51,7 @@ def tools(lengths, nll=()):
         read=lambda members: [
             Response(np.arange(lengths[j]) + 10 * j, -np.ones(lengths[j]), prompt_ids=[7, 8]) for _, j in members
         ],
+        entropies=None,
     )
 
 

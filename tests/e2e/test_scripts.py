@@ -88,6 +88,14 @@ def expect_method(config, rows: list[dict]) -> None:
         assert first["experience/buffer_trajectories"] == second["experience/replayed_rows"] == 0
         assert (first["experience/kept_prompts"] > 0) == (policy == "prompts")  # none may come before its cooldown
         return
+    if policy == "rl_zvp":
+        for row in rows:
+            flat = row["batch/solve_all"] + row["batch/solve_none"]
+            assert row["experience/shaped_rows"] == config.actor_rollout_ref.rollout.n * flat
+            assert (row["experience/shaped_advantage_mean"] > 0) == (flat > 0)
+        assert first["experience/shaped_rows"] > 0  # half the toy questions
+        assert first["experience/buffer_trajectories"] == second["experience/replayed_rows"] == 0
+        return
     if policy == "repo":
         assert first["experience/added"] > 0
         assert (

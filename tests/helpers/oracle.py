@@ -9,13 +9,14 @@ from transformers import AutoModelForCausalLM
 
 @dataclass(frozen=True)
 class Row:
-    """A row of an update; `past` holds its behaviour log-probs where it is a stored trajectory, `advantage` a frozen one."""
+    """A row of an update; `past` holds its behaviour log-probs where it is a stored trajectory, `advantage` a frozen one,
+    or one for each token of the response, float64 [L]."""
 
     prompt: list[int]
     response: list[int]
     reward: float
     past: torch.Tensor | None = None
-    advantage: float | None = None
+    advantage: float | torch.Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -80,7 +81,7 @@ def gradient(
             log_probs, entropy = model.tokens(row, objective.temperature)
             stored = row.past is not None
             w = (log_probs - (row.past if stored else old[id(row)])).exp()
-            advantage = row.reward - mean if row.advantage is None else row.advantage
+            advantage = torch.as_tensor(row.reward - mean if row.advantage is None else row.advantage).expand_as(w)
             total = total + (token_loss(w, advantage, stored, objective) - objective.entropy * entropy).sum()
             ratios[stored].append(w.detach())
     model.model.zero_grad()
@@ -90,11 +91,11 @@ def gradient(
     return Found(found, torch.cat(none + ratios[False]), torch.cat(none + ratios[True]))
 
 
-def token_loss(w: torch.Tensor, advantage: float, stored: bool, objective: Objective) -> torch.Tensor:
-    """Eq. 4 per token: f(w) = w / (w + beta) on stored rows, PPO's clip with its dual bound elsewhere."""
+def token_loss(w: torch.Tensor, advantage: torch.Tensor, stored: bool, objective: Objective) -> torch.Tensor:
+    """Eq. 4 per token [L]: f(w) = w / (w + beta) on stored rows, PPO's clip with its dual bound elsewhere."""
     if stored and objective.shaping == "policy":
         return -advantage * w / (w + objective.beta)
     if not stored and not objective.clips_fresh:
         return -advantage * w
     gain = torch.minimum(w * advantage, w.clamp(1 - objective.low, 1 + objective.high) * advantage)
-    return -(torch.maximum(gain, torch.full_like(gain, objective.dual * advantage)) if advantage < 0 else gain)
+    return -torch.where(advantage < 0, torch.maximum(gain, objective.dual * advantage), gain)

@@ -67,7 +67,7 @@ class Lent:
     """What a trainer lends for a step, and what was asked of it: `scored` and `read` hold one list for each call.
 
     Rollout j of group i answers prompt [i, 1] with [i, j, 7], and every entropy, headroom and drift is 0, unless functions say
-    otherwise; the negative log-likelihood is the opposite of the entropy.
+    otherwise; the negative log-likelihood is the opposite of the entropy. `token_entropies` are those of its own tokens.
     """
 
     entropy: Callable[[Trajectory], float] = lambda trajectory: 0.0
@@ -75,12 +75,16 @@ class Lent:
     drift: Callable[[Trajectory], float] = lambda trajectory: 0.0
     ids: Callable[[int, int], Sequence[int]] = lambda i, j: [i, j, 7]
     prompt: Callable[[int], Sequence[int]] = lambda i: [i, 1]
+    token_entropies: Callable[[int, int], np.ndarray] = lambda i, j: np.zeros(3, np.float32)
     scored: list[list[Trajectory]] = field(default_factory=list)
     read: list[list[Member]] = field(default_factory=list)
 
     @property
     def tools(self) -> Tools:
-        return Tools(score=self._score, read=self._read)
+        return Tools(score=self._score, read=self._read, entropies=self._entropies)
+
+    def _entropies(self, members: Sequence[Member]) -> list[np.ndarray]:
+        return [self.token_entropies(i, j) for i, j in members]
 
     def _score(self, trajectories: Sequence[Trajectory]) -> Scores:
         self.scored.append(list(trajectories))

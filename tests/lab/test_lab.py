@@ -1,5 +1,6 @@
 """The laboratory's runs: every variant does what it says, nothing else changes, and a seed gives the same run."""
 
+import copy
 import dataclasses
 import itertools
 from functools import cache
@@ -17,6 +18,7 @@ from recipe.exgrpo.lab.bases import shape_of
 from recipe.exgrpo.lab.families import FAMILIES, family
 from recipe.exgrpo.lab.model import TinyTransformer, prompt_ids, response_ids, response_scores
 from recipe.exgrpo.lab.questions import Stream
+from recipe.exgrpo.lab.rows import Row, tensors_of
 from recipe.exgrpo.lab.suites import SUITES, VARIANTS, suite, variant
 from recipe.exgrpo.lab.trainer import Lab, LabSettings, write_advantages
 from recipe.exgrpo.lab.vocabulary import Vocabulary
@@ -100,11 +102,12 @@ PLANNING = (
 STORING = ("added", "buffer_trajectories", "buffer_questions", "buffer_bytes")
 REPLAYING = ("replayed_rows", "age_steps_mean", "age_steps_max", "reuse_mean", "reuse_max")
 SCORING = ("candidates_scored", "selected_entropy_mean")
+SHAPING = ("shaped_rows", "shaped_advantage_mean")
 REFILLING = ("zero_variance_groups", "freed_rows", "drawn_groups")
 
 
 @pytest.mark.parametrize(("name", "on", "off"), [
-    ("on_policy", (), (*PLANNING, *STORING, *REPLAYING, *SCORING, *REFILLING, "replay_active")),
+    ("on_policy", (), (*SHAPING, *PLANNING, *STORING, *REPLAYING, *SCORING, *REFILLING, "replay_active")),
     ("exgrpo", ("added", "replayed_questions", "replayed_rows", "candidates_scored", "selected_entropy_mean"), REFILLING),
     ("no_trajectory_selection", ("replayed_questions", "replayed_rows"), (*SCORING, *REFILLING)),
     ("selection_only", ("planned_questions",), ("replayed_questions", "skipped_replays", *REPLAYING, *SCORING, *REFILLING)),
@@ -112,7 +115,8 @@ REFILLING = ("zero_variance_groups", "freed_rows", "drawn_groups")
     ("no_retirement", ("replayed_questions",), ("newly_retired", "retired_questions", "reviewed")),
     ("refill", (*STORING, *REPLAYING, *REFILLING), (*PLANNING, *SCORING)),
     ("refill_current", ("replayed_rows", *REFILLING), (*STORING, "age_steps_mean", *PLANNING, *SCORING)),
-    ("masked_medium", (), (*PLANNING, *STORING, *REPLAYING, *SCORING, *REFILLING, "replay_active")),
+    ("rl_zvp", SHAPING, (*PLANNING, *STORING, *REPLAYING, *SCORING, *REFILLING, "replay_active")),
+    ("masked_medium", (), (*SHAPING, *PLANNING, *STORING, *REPLAYING, *SCORING, *REFILLING, "replay_active")),
 ])  # fmt: skip
 def test_a_feature_reads_zero_where_it_is_off_and_not_where_it_is_on(name, on, off):
     metrics, _ = trained(name)
@@ -237,6 +241,35 @@ def test_refill_clips_whatever_shaping_says():
     assert metrics[0] == metrics[1] == metrics[2]
     assert total(metrics[0], "experience/replayed_rows") > 0
     assert runs[0].loss == LossConfig(shaping="clip", importance="past") != runs[0].config.loss
+
+
+def test_rl_zvp_gives_groups_without_variance_advantages_by_entropies_of_the_old_policy():
+    """Eq. 5 by the model itself, before its update; mixed groups keep theirs."""
+    run, shaped = lab("rl_zvp"), 0
+    seen = recorded(run)
+    for step in range(1, 6):
+        before = copy.deepcopy(run.model)
+        run.step(step)
+        for i in range(0, 8 * K, K):
+            group = seen[-1][i : i + K]
+            rewards = [row.reward for row in group]
+            for row in group:
+                with torch.no_grad():
+                    prompt = prompt_ids([row.prompt], before.shape.prompt)
+                    h = response_scores(before, prompt, response_ids([row.response]))[1][0].numpy()
+                flat = min(rewards) == max(rewards)
+                by_entropy = 0.1 * (h if row.reward else h - h.max())
+                expected = by_entropy if flat else row.reward - np.mean(rewards)
+                assert row.advantage == pytest.approx(expected, abs=1e-5)
+                shaped += flat
+    assert shaped > K
+
+
+def test_token_advantages_stand_at_own_tokens():
+    behaviour, own = np.zeros(3, np.float32), np.array([True, False, True])
+    rows = [Row("q", [3], [3, 4, 5], 1.0, behaviour=behaviour, own=own, advantage=np.array([0.5, -0.25])),
+            Row("q", [3], [3, 4], 1.0, behaviour=behaviour[:2], advantage=2.0)]  # fmt: skip
+    assert tensors_of(rows, 4).advantages.tolist() == [[0.5, 0.0, -0.25], [2.0, 2.0, 0.0]]
 
 
 def test_rollouts_are_stored_as_they_were_sampled():

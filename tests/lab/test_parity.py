@@ -14,11 +14,13 @@ import torch
 from omegaconf import OmegaConf
 from tensordict import TensorDict
 from transfer_queue import KVBatchMeta
+from verl.trainer.ppo.core_algos import compute_grpo_outcome_advantage
 from verl.trainer.ppo.v1.trainer_sync import PPOTrainerSync
 from verl.utils import tensordict_utils as tu
 from verl.utils.dataset.rl_dataset import collate_fn
 from verl.workers.config import ActorConfig
 
+from recipe.exgrpo.core.buffer import Response
 from recipe.exgrpo.core.config import ExGRPOConfig, LossConfig
 from recipe.exgrpo.core.loss import ClipRange
 from recipe.exgrpo.core.policies import Policy, make_policy
@@ -64,6 +66,11 @@ def log_probs(step: int, ids: Sequence[int]) -> np.ndarray:
     return -dice(step, np.asarray(ids).tolist()).random(len(ids)).astype(np.float32)
 
 
+def entropies(step: int, ids: Sequence[int]) -> np.ndarray:
+    """Of a response's tokens under the policy of `step`, float32 [L]."""
+    return dice("entropy", step, np.asarray(ids).tolist()).random(len(ids)).astype(np.float32)
+
+
 def scores_of(responses) -> Scores:
     found = np.array([dice(np.asarray(ids).tolist()).random(4) for ids in responses])
     return Scores(*found.T)
@@ -72,10 +79,11 @@ def scores_of(responses) -> Scores:
 # ---- both sides; each returns (metrics, rows of the update in batch order)
 
 
-def row_of(question, prompt, ids, reward, replayed, in_update, advantage, behaviour) -> tuple:
-    """A row of the update, to be compared."""
+def row_of(question, prompt, ids, reward, replayed, in_update, advantages, behaviour) -> tuple:
+    """A row of the update, to be compared; `advantages` of own tokens."""
     ids = [np.asarray(values).tolist() for values in (prompt, ids)]
-    return question, *ids, float(reward), bool(replayed), bool(in_update), round(float(advantage), 6), behaviour
+    advantages = [round(float(value), 6) for value in advantages]
+    return question, *ids, float(reward), bool(replayed), bool(in_update), advantages, behaviour
 
 
 class LabSide(Lab):
@@ -106,7 +114,8 @@ class LabSide(Lab):
 
     def write_behaviour(self, rows):
         for row in rows:
-            row.behaviour = log_probs(self.now, row.response) if row.behaviour is None else row.behaviour
+            if row.behaviour is None:
+                row.behaviour, row.entropies = log_probs(self.now, row.response), entropies(self.now, row.response)
 
     def update(self, batch):
         self.trained = [
@@ -117,7 +126,7 @@ class LabSide(Lab):
                 r.reward,
                 r.is_replayed,
                 r.in_update,
-                r.advantage,
+                np.broadcast_to(r.advantage, len(r.own_places)),
                 r.behaviour.tolist(),
             )
             for r in (*batch.rows, *batch.extra)
@@ -192,15 +201,21 @@ class VerlSide:
     def put_log_probs(self, batch, metrics):
         for key in batch.keys:
             row = self.queue.rows[key]
-            row["old_log_probs"] = torch.tensor(log_probs(self.trainer.global_steps, row["responses"].tolist()))
+            ids = row["responses"].tolist()
+            row["old_log_probs"] = torch.tensor(log_probs(self.trainer.global_steps, ids))
+            row["entropy"] = torch.tensor(entropies(self.trainer.global_steps, ids))
         return batch
 
     def put_advantages(self, batch, metrics):
-        """verl's call of the estimator: groups are rows of one uid."""
+        """verl's call of the estimator, its own for a policy without a loss: groups are rows of one uid."""
         rows = [self.queue.rows[key] for key in batch.keys]
         scores = torch.nn.utils.rnn.pad_sequence([row["rm_scores"] for row in rows], batch_first=True)
         mask = torch.nn.utils.rnn.pad_sequence([row["response_mask"].float() for row in rows], batch_first=True)
-        found, _ = mixed_group_advantage(scores, mask, np.array([row["uid"] for row in rows]))
+        policy, uids = self.trainer.policy, np.array([row["uid"] for row in rows])
+        if policy.loss is None:
+            found, _ = compute_grpo_outcome_advantage(scores, mask, uids, norm_adv_by_std_in_grpo=policy.by_std)
+        else:
+            found, _ = mixed_group_advantage(scores, mask, uids)
         for row, values in zip(rows, found, strict=True):
             row["advantages"] = values[: len(row["responses"])]
         return batch
@@ -241,12 +256,11 @@ class VerlSide:
 
     def trained(self, key: str) -> tuple:
         row = self.queue.rows[key]
-        own = set(row["advantages"].tolist())
-        assert len(own) == 1
+        own = row["advantages"][row["loss_mask"].bool()]
         question = f"q{int(row['prompts'][1]) - 10}"
         flags = row.get(FLAG, 0), row.get(IN_UPDATE, 1)
         behaviour = row["old_log_probs"].tolist()
-        return row_of(question, row["prompts"], row["responses"], row["rm_scores"].sum(), *flags, own.pop(), behaviour)
+        return row_of(question, row["prompts"], row["responses"], row["rm_scores"].sum(), *flags, own, behaviour)
 
 
 # ---- what a policy is asked, and answers
@@ -280,7 +294,12 @@ class Recorded:
             self.calls.append(("score", [self.plain(trajectory) for trajectory in trajectories]))
             return tools.score(trajectories)
 
-        return Tools(score, read)
+        def entropies(members):
+            found = tools.entropies(members)
+            self.calls.append(("entropies", list(members), self.plain(found)))
+            return found
+
+        return Tools(score, read, entropies)
 
     def plain(self, value):
         """Groups, slots, trajectories, responses and arrangements as nested lists that compare."""
@@ -300,7 +319,18 @@ class Recorded:
 def both_sides(config: ExGRPOConfig, monkeypatch):
     """(laboratory, trainer, their recorded policies)."""
     ours, theirs = Recorded(make_policy(config, K)), Recorded(make_policy(config, K))
+    for side in (ours, theirs):
+        if config.experience.init_from:
+            add_traces(side.policy)
     return LabSide(ours.policy), VerlSide(theirs.policy, monkeypatch), ours, theirs
+
+
+def add_traces(policy: Policy) -> None:
+    """Up to three traces from elsewhere for each question."""
+    for i in range(DATASET):
+        for j in range(i % 4):
+            ids = dice("trace", i, j).integers(3, 9, size=3 + j).tolist()
+            policy.store.add(f"q{i}", Response(ids, log_probs(0, ids)), 1.0, step=0)
 
 
 def same_state(ours: Policy, theirs: Policy) -> None:
@@ -341,6 +371,12 @@ def same_state(ours: Policy, theirs: Policy) -> None:
     ({"policy": "masked", "mask": {"band": "medium"}}, []),
     ({"policy": "masked", "mask": {"band": "hard"}}, []),
     ({"policy": "on_policy"}, []),
+    ({"policy": "grpo"}, []),
+    ({"policy": "rl_zvp"}, ["shaped_rows", "shaped_advantage_mean"]),
+    ({"policy": "rl_zvp", "options": {"alpha": 0.3}, "loss": {"denominator": "mixed"}}, ["shaped_rows"]),
+    ({"policy": "luffy", "experience": {"init_from": ["traces"]}}, ["replayed_rows", "guided_groups"]),
+    ({"policy": "rlep", "experience": {"init_from": ["traces"]}, "loss": {"shaping": "clip", "importance": "old"}},
+      ["replayed_rows", "guided_groups"]),
     ({"policy": "on_policy", "loss": {"denominator": "mixed"}}, []),
     ({"policy": "refill", "loss": {"denominator": "mixed"}}, ["replayed_rows"]),
     ({"policy": "outside_policy:Rescue"}, ["replayed_rows", "rescued_groups"]),

@@ -68,7 +68,8 @@ def write_log_probs(batch: KVBatchMeta, dtype: torch.dtype = torch.float32) -> N
 
 def tools(step: Step) -> Tools:
     """The trainer's own way to a rollout."""
-    return Tools(score=None, read=lambda members: read_responses([step.key(m) for m in members], "train"))
+    read = lambda members: read_responses([step.key(m) for m in members], "train")  # noqa: E731
+    return Tools(score=None, read=read, entropies=step.entropies)
 
 
 def arrange(policy, step: Step, batch: KVBatchMeta) -> KVBatchMeta:

@@ -105,7 +105,7 @@ def train(trainer, rng: np.random.Generator) -> list:
             for ids, prompt in zip(answers, prompts, strict=True)
         ]
 
-    tools = Tools(score=lambda stored: Scores(*rng.random((4, len(stored)))), read=read)
+    tools = Tools(score=lambda stored: Scores(*rng.random((4, len(stored)))), read=read, entropies=None)
     replayed = []
     for i, joined in policy.inject(groups, tools, step).items():
         groups[i].joined += joined

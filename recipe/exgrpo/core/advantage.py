@@ -1,4 +1,4 @@
-"""Group advantage over the mixed group of fresh and replayed trajectories (Eq. 2; Dr.GRPO form by default)."""
+"""Advantages: of a mixed group of fresh and replayed trajectories (Eq. 2; Dr.GRPO form by default), and RL-ZVP's by entropy."""
 
 import numpy as np
 import torch
@@ -27,3 +27,12 @@ def group_advantages(
     squares = torch.zeros_like(size).index_add_(0, index, centred**2)
     std = (squares / (size - 1).clamp(min=1)).sqrt()
     return centred / (std[index] + eps)
+
+
+def entropy_advantages(entropies: np.ndarray, solved: bool, alpha: float) -> np.ndarray:
+    """Advantages of a rollout whose group was solved by all or by none, by its tokens' entropies H (RL-ZVP, Eq. 5).
+
+    alpha H_t where it is `solved`, -alpha (max_k H_k - H_t) where it is not: open decisions are rewarded most and punished
+    least. `entropies` float [n] are those of the model's own tokens, in nats; float [n] of the same dtype.
+    """
+    return alpha * (entropies if solved else entropies - entropies.max(initial=0.0))

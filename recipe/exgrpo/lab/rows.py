@@ -15,9 +15,9 @@ from recipe.exgrpo.lab.model import prompt_ids, response_ids
 class Row:
     """One sequence of a step's batch.
 
-    `prompt` and `response` are token ids; `behaviour` float32 [L] log-probs of the policy that the loss divides by; `own` bool
-    [L] the tokens that are the model's (None: all); `in_update` false keeps the row in the normaliser and out of every loss
-    term.
+    `prompt` and `response` are token ids; `behaviour` float32 [L] log-probs of the policy that the loss divides by, and
+    `entropies` float32 [L] those of pi_old, nats; `own` bool [L] the tokens that are the model's (None: all); `advantage` one
+    number, or float [own tokens]; `in_update` false keeps the row in the normaliser and out of every loss term.
     """
 
     question: str
@@ -26,14 +26,20 @@ class Row:
     reward: float
     is_replayed: bool = False
     behaviour: np.ndarray | None = None
-    advantage: float = 0.0
+    advantage: float | np.ndarray = 0.0
     in_update: bool = True
     own: np.ndarray | None = None
+    entropies: np.ndarray | None = None
+
+    @property
+    def own_places(self) -> np.ndarray:
+        """Places of the model's own tokens in the response, int64."""
+        return np.arange(len(self.response)) if self.own is None else np.flatnonzero(self.own)
 
 
 @dataclass(frozen=True)
 class Tensors:
-    """Rows as tensors: ids int64 [n, P] and [n, L], behaviour and mask [n, L], the rest [n]."""
+    """Rows as tensors: ids int64 [n, P] and [n, L], mask, behaviour and advantages [n, L], the rest [n]."""
 
     prompts: torch.Tensor
     responses: torch.Tensor
@@ -48,9 +54,10 @@ def tensors_of(rows: Sequence[Row], columns: int) -> Tensors:
     responses = response_ids([row.response for row in rows])
     lengths = torch.tensor([len(row.response) * row.in_update for row in rows])
     mask = torch.arange(responses.shape[1]) < lengths.unsqueeze(1)
-    behaviour = torch.zeros(responses.shape)
+    behaviour, advantages = torch.zeros(responses.shape), torch.zeros(responses.shape)
     for i, row in enumerate(rows):
         behaviour[i, : len(row.behaviour)] = torch.as_tensor(row.behaviour)
+        advantages[i, row.own_places] = torch.as_tensor(row.advantage, dtype=torch.float32)
         if row.own is not None:
             mask[i, : len(row.own)] &= torch.as_tensor(row.own, dtype=torch.bool)
     return Tensors(
@@ -58,7 +65,7 @@ def tensors_of(rows: Sequence[Row], columns: int) -> Tensors:
         responses=responses,
         mask=mask,
         behaviour=behaviour,
-        advantages=torch.tensor([row.advantage for row in rows]),
+        advantages=advantages,
         is_replayed=torch.tensor([row.is_replayed for row in rows]),
     )
 
@@ -87,7 +94,7 @@ def batch_loss(
     token_loss = mixed_policy_loss(
         log_probs,
         data.behaviour,
-        data.advantages.unsqueeze(1).expand_as(log_probs),
+        data.advantages,
         data.is_replayed,
         objective.loss,
         objective.clip,

@@ -64,6 +64,7 @@ METHODS = (
     "repo",
     "prompts",
     "grpo",
+    "rl_zvp",
     "luffy",
     "rlep",
     "dynamic_sampling",

@@ -127,7 +127,11 @@ class Lab:
         groups = [group_of(slot, members) for slot, members in zip(slots, rows, strict=True)]
         pass_rate = float(np.mean([reward for group in groups for reward in group.fresh_rewards]))
         own = list(map(list, rows))  # stored ones may take their places in `rows`
-        tools = Tools(score=self.score, read=lambda members: [response_of(own[i][j]) for i, j in members])
+        tools = Tools(
+            score=self.score,
+            read=lambda members: [response_of(own[i][j]) for i, j in members],
+            entropies=lambda members: [entropies_of(own[i][j]) for i, j in members],
+        )
         for i, trajectories in policy.inject(groups, tools, step).items():
             groups[i].joined += trajectories
             rows[i] += [self.joined_row(trajectory) for trajectory in trajectories]
@@ -229,14 +233,15 @@ class Lab:
 
     @torch.no_grad()
     def write_behaviour(self, rows: list[Row]) -> None:
-        """Log-probs of pi_old by the training model, on every row that does not bring those of its own past policy."""
+        """Log-probs and entropies of pi_old by the training model, on rows that do not bring log-probs of their past policy."""
         fresh = [row for row in rows if row.behaviour is None]
         for places in by_length([row.response for row in fresh]):
             chunk = [fresh[i] for i in places]
             responses = response_ids([row.response for row in chunk])
-            log_probs, _ = response_scores(self.model, self._columns([row.prompt for row in chunk]), responses)
-            for row, values in zip(chunk, log_probs.numpy(), strict=True):
-                row.behaviour = values[: len(row.response)].copy()
+            found = response_scores(self.model, self._columns([row.prompt for row in chunk]), responses)
+            for row, log_probs, entropies in zip(chunk, *(values.numpy() for values in found), strict=True):
+                row.behaviour = log_probs[: len(row.response)].copy()
+                row.entropies = entropies[: len(row.response)].copy()
 
     def update(self, batch: Batch) -> dict[str, float]:
         """One optimizer step a mini-batch: a stretch of whole groups, and its share of the extra rows.
@@ -321,6 +326,13 @@ def response_of(row: Row) -> Response:
     if row.behaviour is None:
         raise ValueError(f"the log-probs of a rollout of {row.question!r} are not known yet")
     return Response(row.response, row.behaviour, prompt_ids=row.prompt)
+
+
+def entropies_of(row: Row) -> np.ndarray:
+    """Entropies of a rollout's own tokens under pi_old; ValueError before they are known."""
+    if row.entropies is None:
+        raise ValueError(f"the entropies of a rollout of {row.question!r} are not known yet")
+    return row.entropies[row.own_places]
 
 
 def arranged(arrangement: Arrangement, groups: list[list[Row]], silent: Sequence[Member] = ()) -> Batch:

@@ -197,7 +197,7 @@ class ExGRPOTrainer(PPOTrainerSync):
 
     @property
     def _tools(self) -> Tools:
-        return Tools(score=self._score, read=self.current.read)
+        return Tools(score=self._score, read=self.current.read, entropies=self.current.entropies)
 
     def _score(self, trajectories: Sequence[Trajectory]) -> Scores:
         """Scores of stored trajectories under the current policy, in one call."""

@@ -9,7 +9,11 @@ from recipe.exgrpo.core.policies.policy import Group, Tools
 from recipe.exgrpo.presets.variants import preset_settings
 
 K = 4
-TOOLS = Tools(score=None, read=lambda members: [Response([i, j], [-1.0, -1.0]) for i, j in members])
+TOOLS = Tools(
+    score=None,
+    read=lambda members: [Response([i, j], [-1.0, -1.0]) for i, j in members],
+    entropies=None,
+)
 GROUPS = [Group("solved", [1.0] * K), Group("partly", [1.0, 0.0, 0.0, 0.0]), Group("lost one", [1.0] * (K - 1))]
 
 

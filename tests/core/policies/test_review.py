@@ -33,7 +33,11 @@ def policy(**books):
 
 def run(found, dataset, steps, solved=lambda question, step: True, first=1):
     """Slots of each step; a question is solved by all of its fresh rollouts or, by `solved`, by half of them."""
-    tools = Tools(score=None, read=lambda members: [Response([i, j], [-1.0, -1.0]) for i, j in members])
+    tools = Tools(
+        score=None,
+        read=lambda members: [Response([i, j], [-1.0, -1.0]) for i, j in members],
+        entropies=None,
+    )
     plans = {}
     for step in range(first, first + steps):
         plans[step] = found.plan(B, dataset)

@@ -12,6 +12,7 @@ from recipe.exgrpo.core.policies.prompts import Prompts
 from recipe.exgrpo.core.policies.refill import Refill
 from recipe.exgrpo.core.policies.repo import RePO
 from recipe.exgrpo.core.policies.rescue import Rescue
+from recipe.exgrpo.core.policies.rl_zvp import RlZvp
 from recipe.exgrpo.core.policies.rlep import Rlep
 from recipe.exgrpo.core.policies.rules import find
 
@@ -27,6 +28,7 @@ POLICIES: dict[str, type[Policy]] = {
     "repo": RePO,
     "prompts": Prompts,
     "grpo": GRPO,
+    "rl_zvp": RlZvp,
     "masked": Masked,
     "luffy": Luffy,
     "rlep": Rlep,

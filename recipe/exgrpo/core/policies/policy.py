@@ -65,11 +65,13 @@ class Group:
 class Tools:
     """What a trainer lends for one step: scores under the current policy (one forward pass), and this step's rollouts.
 
-    `read` costs I/O for each member; its log-probs are those of pi_old and there from `arrange` on.
+    `read` and `entropies` cost I/O for each member. Log-probs and entropies are those of pi_old, by one and the same forward
+    pass, and there from `arrange` on; entropies are float32 [own tokens], nats, of the tokens that the model wrote.
     """
 
     score: Callable[[Sequence[Trajectory]], Scores]
     read: Callable[[Sequence[Member]], list[Response]]
+    entropies: Callable[[Sequence[Member]], list[np.ndarray]]
 
 
 @dataclass(frozen=True)
@@ -84,14 +86,15 @@ class Placed:
 class Arrangement:
     """What a policy changes in the update: `leave` it; `place` takes the places of the first that leave (in batch order).
 
-    A member that leaves and is not replaced keeps its place in the normaliser. `advantages` replace those of members that stay.
+    A member that leaves and is not replaced keeps its place in the normaliser. `advantages` replace those of members that stay:
+    one number for all tokens, or float [own tokens], one for each that the model wrote.
     `extra` rows come on top of the batch: they are dealt out evenly over the step's updates, and every loss term is divided by
     the number of all sequences, theirs included. They are to come with pi_past's log-probs and their prompts, as placed ones.
     """
 
     leave: Sequence[Member] = ()
     place: Sequence[Placed] = ()
-    advantages: dict[Member, float] = field(default_factory=dict)
+    advantages: dict[Member, float | np.ndarray] = field(default_factory=dict)
     extra: Sequence[Placed] = ()
 
     def __post_init__(self) -> None:
