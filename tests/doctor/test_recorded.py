@@ -76,7 +76,7 @@ def examined(tmp_path, once):
         found = Examination(tmp_path, gpu.facts(CARDS[:1]), RTX, sections, train=train, check=lambda _: findings).run()
         content = json.loads((tmp_path / FILE).read_text())
         assert content["verdicts"] == [verdict.as_dict() for verdict in found.verdicts]
-        assert list(content["commands"]) == made
+        assert [name for name in content["commands"] if name in made] == made
         return {(v.section, v.check): v for v in found.verdicts}, content, (tmp_path / TEXT).read_text()
 
     return run
@@ -119,6 +119,17 @@ def test_a_start_without_an_end_says_what_it_said_last(examined):
     assert verdicts["toy", EXGRPO].sentence == (
         "ended before its first step: no end after 600 s; its last line: NCCL INFO Bootstrap"
     )
+
+
+def test_what_cannot_be_made_is_a_failure_of_its_own(examined, monkeypatch):
+    def full(*_, **__):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(examination, "make_model", full)
+    verdicts, _, _ = examined()
+    assert verdicts["toy", RESUME].verdict == OK
+    assert verdicts["model", BASELINE].sentence.endswith("No space left on device")
+    assert [verdicts["model", kind].verdict for kind in (EXGRPO, RESUME, LORA)] == [FAILED, SKIPPED, FAILED]
 
 
 def test_what_exgrpo_check_finds_is_a_verdict(examined):

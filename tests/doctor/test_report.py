@@ -141,6 +141,18 @@ def test_what_cannot_be_begun_is_2_and_touches_nothing(examined, monkeypatch, tm
     assert examined(OK, "--quick", "--only", "speed")[0] == 2
 
 
+def test_an_interruption_leaves_what_was_found(examined, monkeypatch, tmp_path, capsys):
+    examined(OK)
+
+    def interrupted(self):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(doctor.Examination, "run", interrupted)
+    assert main(["doctor", "--out", str(tmp_path / "out")]) == 1
+    assert "what was found until then" in capsys.readouterr().err
+    assert (tmp_path / "out" / FILE).is_file()
+
+
 def test_an_earlier_examination_gives_way(examined, tmp_path):
     examined(FAILED)
     (tmp_path / "out" / "toy-exgrpo").mkdir()

@@ -67,6 +67,9 @@ def run(args: argparse.Namespace) -> int:
                 report = examine(args)
         except lock.LockedError as held:
             problem = str(held)
+        except KeyboardInterrupt:
+            Console(stderr=True).print(f"interrupted; what was found until then: {args.out / FILE}", markup=False)
+            return 1
     if problem is not None:
         Console(stderr=True).print(f"[red]exgrpo doctor:[/] {escape(problem)}", soft_wrap=True)
         return 2

@@ -60,12 +60,14 @@ class Examination:
         began, redactor = time.time(), Redactor(self.out)
         report = Report(self._about())
         report.write(self.out, redactor)
-        for section in [name for name in SECTIONS if name in self.sections]:
-            for verdict in self._section(section, report):
-                report.verdicts.append(verdict)
-                report.about["seconds"] = round(time.time() - began, 1)
-                report.write(self.out, redactor)
-        self.tidy()
+        try:
+            for section in [name for name in SECTIONS if name in self.sections]:
+                for verdict in self._section(section, report):
+                    report.verdicts.append(verdict)
+                    report.about["seconds"] = round(time.time() - began, 1)
+                    report.write(self.out, redactor)
+        finally:
+            self._tidy()
         return report
 
     def _about(self) -> dict:
@@ -104,9 +106,12 @@ class Examination:
                 yield skipped(start, f"{section} {EXGRPO} left nothing to continue")
                 continue
             report.commands[start.name] = start.command
-            for verdict in self._start(start, report):
-                failed |= {start.kind} if verdict.verdict == FAILED and verdict.check == start.kind else set()
-                yield verdict
+            try:
+                verdicts = list(self._start(start, report))
+            except (OSError, ValueError) as problem:  # a full disk, a setting, a damaged file
+                verdicts = [Verdict(section, start.kind, FAILED, f"could not be made: {problem}")]
+            failed |= {start.kind for one in verdicts if (one.verdict, one.check) == (FAILED, start.kind)}
+            yield from verdicts
 
     def _start(self, start: Start, report: Report) -> Iterator[Verdict]:
         say = partial(self._say, start)
@@ -132,7 +137,7 @@ class Examination:
     def _say(self, start: Start, word: str) -> None:
         self.told(f"{start.name}: {word}")
 
-    def tidy(self) -> None:
+    def _tidy(self) -> None:
         """Random weights are of no use to anybody: logs and metrics stay."""
         for path in [*self.out.glob("*/global_step_*"), self.out / MODEL]:
             shutil.rmtree(path, ignore_errors=True)

@@ -113,13 +113,14 @@ def memory_verdict(start: Start, outcome: Outcome, run: Run) -> Verdict:
 
 
 def estimates(run: Run) -> dict[str, float]:
-    """Phase -> bytes that `exgrpo check` expects: on the card, with the vLLM that sleeps beside start and update; on CPU, where
-    everything meets in one memory, the same sum for each."""
+    """Phase -> bytes that `exgrpo check` expects: on the card, with the vLLM that sleeps beside loading and update, and at the
+    start also what vLLM takes for the first time; on CPU, where everything meets in one memory, the same sum for each."""
     card = run.config.preset.gpu_memory_gib
     if run.config.trainer.device == "cpu":
         return dict.fromkeys(PHASES, cpu_bytes(run, run.shape))
     estimate = estimate_gpu(run, run.shape, card * GIB)
-    return {"start": estimate.start + SLEEPING, "rollout": estimate.rollout, "update": estimate.update + SLEEPING}
+    start = max(estimate.start + SLEEPING, estimate.rollout)
+    return {"start": start, "rollout": estimate.rollout, "update": estimate.update + SLEEPING}
 
 
 def _speed(start: Start, outcome: Outcome) -> Verdict:

@@ -13,6 +13,7 @@ logger = logging.getLogger(__name__)
 
 Sample = tuple[float, float]  # seconds since the epoch, bytes
 PHASES = ("start", "rollout", "update")
+EDGE_S = 0.2
 UNREADABLE = (OSError, ValueError, psutil.Error, subprocess.SubprocessError)
 
 
@@ -56,19 +57,21 @@ def sampled(read: Callable[[], float], interval_s: float = 1.0) -> Iterator[list
 
 
 def phase_spans(rows: Sequence[tuple[float, dict]]) -> dict[str, list[tuple[float, float]]]:
-    """Phase -> (begin, end) in seconds since the epoch, from rows of metrics.jsonl and when each was seen.
+    """Phase -> (begin, end) in seconds since the epoch, from rows of metrics.jsonl and when each was written.
 
-    A row is written at the end of its step, which begins with the rollout (`timing_s/gen`); log-probs, update and weight sync
-    are the rest of it. Before the first step is the start.
+    A row is written at the end of its step, which begins with the rollout (`timing_s/gen`) and ends with the weight sync
+    (`timing_s/update_weights`), after which vLLM has its memory again: both are of the rollout. Log-probs and update are
+    between them, the start is all that is before the first step.
     """
     spans: dict[str, list[tuple[float, float]]] = {phase: [] for phase in PHASES}
-    for seen, row in rows:
-        begin = seen - row.get("timing_s/step", 0.0)
-        middle = begin + row.get("timing_s/gen", 0.0)
+    for written, row in rows:
+        begin = written - row.get("timing_s/step", 0.0)
+        generated = begin + row.get("timing_s/gen", 0.0)
+        updated = written - row.get("timing_s/update_weights", 0.0)
         if not spans["start"]:
             spans["start"].append((0.0, begin))
-        spans["rollout"].append((begin, middle))
-        spans["update"].append((middle, seen))
+        spans["rollout"] += [(begin, generated), (updated, written)]
+        spans["update"].append((generated, updated))
     return spans
 
 
@@ -82,4 +85,5 @@ def peaks(samples: Sequence[Sample], rows: Sequence[tuple[float, dict]]) -> dict
 
 
 def _within(when: float, spans: Sequence[tuple[float, float]]) -> bool:
-    return any(begin <= when < end for begin, end in spans)
+    """Not at the edge of one: a sample takes its time, and may be of what comes next."""
+    return any(begin + EDGE_S <= when < end - EDGE_S for begin, end in spans)

@@ -21,6 +21,7 @@ from verl_ext.text import printable
 logger = logging.getLogger(__name__)
 
 POLL_S = 0.5
+CARD_S, TREE_S = 0.25, 1.0  # between two looks at the memory: the processes of a run are some twenty
 GRACE_S = 30  # for a run that is asked to end
 TAIL = 25  # lines of its log that are kept
 LONGEST = 400  # characters of a line
@@ -28,7 +29,7 @@ LONGEST = 400  # characters of a line
 
 @dataclass(frozen=True)
 class Outcome:
-    """What came of a start. `code`: its exit code, None where it was ended at its limit of time; `rows`: (when it was seen,
+    """What came of a start. `code`: its exit code, None where it was ended at its limit of time; `rows`: (when it was written,
     row of metrics.jsonl), of this start alone; `memory`: samples; `log`: the last lines of its output."""
 
     code: int | None
@@ -65,7 +66,8 @@ def train(start: Start, limit_s: float, card_bytes: Callable[[], float] | None, 
     with log.open("w", encoding="utf-8") as output:
         process = subprocess.Popen(**_command(start), stdout=output, stderr=subprocess.STDOUT, start_new_session=True)
     try:
-        with sampled(card_bytes or (lambda: tree_bytes(process.pid))) as memory:
+        reader = (card_bytes, CARD_S) if card_bytes else (lambda: tree_bytes(process.pid), TREE_S)
+        with sampled(*reader) as memory:
             rows = _follow(process, start, before, began + limit_s, told)
     finally:
         ended = _end(process)
@@ -98,7 +100,7 @@ def _follow(
     while True:
         over = process.poll() is not None or time.time() > deadline
         for row in _rows(start.run)[before + len(seen) :]:
-            seen.append((time.time(), row))
+            seen.append(((start.run / FILE).stat().st_mtime, row))
             told(f"step {row['step']} of {start.steps}")
         if over:
             return seen
