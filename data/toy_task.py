@@ -21,7 +21,7 @@ Only numpy and the standard library are used.
 
 import hashlib
 import re
-from collections.abc import Container
+from collections.abc import Container, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -73,11 +73,13 @@ def make_questions(
     min_steps: int = MIN_STEPS,
     max_steps: int = MAX_STEPS,
     modulus: int = MODULUS,
+    operands: Mapping[str, tuple[int, int]] = OPERANDS,
     exclude: Container[Question] = (),
 ) -> list[Question]:
     """`n` distinct questions, none of them in `exclude`, with chain lengths uniform over min_steps..max_steps.
 
-    Deterministic in the state of `rng`. Raises ValueError when there are not enough of them to find.
+    `operands` are inclusive ranges by operation. Deterministic in the state of `rng`. Raises ValueError when there are not
+    enough of them to find.
     """
     if not 1 <= min_steps <= max_steps:
         raise ValueError(f"need 1 <= min_steps <= max_steps, got {min_steps} and {max_steps}")
@@ -86,7 +88,7 @@ def make_questions(
     made: dict[Question, None] = {}
     misses = 0
     while len(made) < n:
-        question = _draw_question(rng, int(rng.integers(min_steps, max_steps + 1)), modulus)
+        question = _draw_question(rng, int(rng.integers(min_steps, max_steps + 1)), modulus, operands)
         misses = misses + 1 if question in made or question in exclude else 0
         if misses > 10_000:
             raise ValueError(f"asked for {n} distinct questions, found {len(made)} with up to {max_steps} steps")
@@ -95,9 +97,11 @@ def make_questions(
     return list(made)
 
 
-def _draw_question(rng: np.random.Generator, length: int, modulus: int) -> Question:
+def _draw_question(
+    rng: np.random.Generator, length: int, modulus: int, operands: Mapping[str, tuple[int, int]]
+) -> Question:
     operations = rng.choice(OPERATIONS, size=length, p=OPERATION_SHARES)
-    steps = tuple((str(op), int(rng.integers(*OPERANDS[op], endpoint=True))) for op in operations)
+    steps = tuple((str(op), int(rng.integers(*operands[op], endpoint=True))) for op in operations)
     return Question(int(rng.integers(modulus)), steps, modulus)
 
 
@@ -195,6 +199,6 @@ def grade(text: str, ground_truth: str) -> bool:
     return extract(text) == ground_truth
 
 
-def question_id(text: str) -> str:
+def question_id(text: str, data_source: str = DATA_SOURCE) -> str:
     """Content hash of a rendered question: 16 hex digits, the same in every process and row order."""
-    return hashlib.sha256(f"{DATA_SOURCE}\0{text}".encode()).hexdigest()[:16]
+    return hashlib.sha256(f"{data_source}\0{text}".encode()).hexdigest()[:16]

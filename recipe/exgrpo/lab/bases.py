@@ -16,6 +16,7 @@ from recipe.exgrpo.lab.families import Family, Faults, family
 from recipe.exgrpo.lab.files import content_key
 from recipe.exgrpo.lab.model import ModelShape, TinyTransformer, prompt_ids, response_ids, response_scores
 from recipe.exgrpo.lab.questions import Splits, make_splits
+from recipe.exgrpo.lab.turns import turns_of
 from recipe.exgrpo.lab.vocabulary import EOS, PAD, Vocabulary
 from verl_ext.files import write_atomically
 
@@ -57,6 +58,11 @@ GRADES = {
     "ways": {
         "weak": _alike(Faults(easy=0.1, hard=0.8, stop=0.25)),
         "mid": _alike(Faults(easy=0.05, hard=0.6, stop=0.05)),
+        "bimodal": BIMODAL,
+    },
+    "tool": {
+        "weak": _alike(Faults(easy=0.6, hard=0.8, stop=0.3)),
+        "mid": _alike(Faults(easy=0.35, hard=0.6, stop=0.2)),
         "bimodal": BIMODAL,
     },
 }
@@ -150,9 +156,14 @@ def demonstration_loss(
     grade: Grade,
     rng: np.random.Generator,
 ) -> torch.Tensor:
-    """Mean cross entropy per token, nats, scalar, of one demonstration per question."""
+    """Mean cross entropy per token, nats, scalar, of one demonstration per question: of the tokens that a model would write."""
     prompts = prompt_ids([vocabulary.encode(task.prompt(q)) for q in questions], model.shape.prompt)
     texts = [task.demonstration(q, grade.faults(task.is_long(q)), rng) for q in questions]
-    responses = response_ids([[*vocabulary.encode(text), EOS] for text in texts])
+    encoded, turns = [[*vocabulary.encode(text), EOS] for text in texts], turns_of(task, vocabulary)
+    responses = response_ids(encoded)
+    learnt = responses != PAD
+    if turns is not None:
+        for row, ids in zip(learnt, encoded, strict=True):
+            row[: len(ids)] = torch.from_numpy(turns.own(ids))
     log_probs, _ = response_scores(model, prompts, responses)
-    return -log_probs[responses != PAD].mean()
+    return -log_probs[learnt].mean()

@@ -3,13 +3,14 @@
 A family is an object with the members of `Family`; `FAMILIES` lists them by name.
 """
 
+import importlib
 import importlib.util
 import sys
 from collections.abc import Container
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import ModuleType
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 
@@ -62,6 +63,16 @@ class Family(Protocol):
         """Whether the boxed answer of `text` is correct."""
 
 
+@runtime_checkable
+class ToolFamily(Family, Protocol):
+    """A family with a tool: a call ends with the piece `close`, behind which the sampler puts what the tool answers."""
+
+    close: str
+
+    def reply(self, text: str) -> str:
+        """The tool's answer to the call at the end of `text`, a response so far: untrusted, and any text is answered."""
+
+
 class Chain:
     """The toy task of `data/`: chained arithmetic modulo 100, one line per step. One guess in 100 is correct."""
 
@@ -71,7 +82,7 @@ class Chain:
     learning_rate = 1e-4
 
     def __init__(self) -> None:
-        self.task = _toy_task()
+        self.task = _data_module("toy_task")
 
     def questions(self, n: int, rng: np.random.Generator, exclude: Container = ()) -> list:
         return self.task.make_questions(n, rng, exclude=exclude)
@@ -180,7 +191,62 @@ class Addition:
         return text.rpartition(BOX)[2] == f"{sum(question):0{self.width + 1}d}}}" and BOX in text
 
 
-FAMILIES = {"chain": Chain, "addition": Addition, "ways": Ways}
+class Calculator:
+    """The tool task of `data/`: chained arithmetic modulo 1000 with a calculator that does one operation a call.
+
+    A call is `[347*62]`, behind which the calculator writes `514` and a line break; a guess is a line `347*62=371` of the
+    model's own. Hard steps are products and differences, and the fault is to guess. One guess in 1000 is correct.
+    """
+
+    name = "tool"
+    pieces = (
+        *DIGITS,
+        "Start ",
+        ":",
+        " +",
+        " -",
+        " *",
+        " (mod 1000)",
+        "+",
+        "-",
+        "*",
+        "=",
+        "\n",
+        BOX,
+        "}",
+        "[",
+        "]",
+        "error",
+    )
+    close = "]"
+    prompt_tokens, response_tokens = 18, 52
+    learning_rate = 1e-4
+
+    def __init__(self) -> None:
+        self.toy, self.task = _data_module("toy_task"), _data_module("tool_task")
+
+    def questions(self, n: int, rng: np.random.Generator, exclude: Container = ()) -> list:
+        return self.task.tool_questions(n, rng, exclude)
+
+    def prompt(self, question) -> str:
+        return self.toy.render_question(question)
+
+    def demonstration(self, question, faults: Faults, rng: np.random.Generator) -> str:
+        turns = self.task.solve_in_turns(question, self.toy.Noise(faults.easy, faults.hard, faults.stop), rng)
+        answered = (f"{turn.text}[{turn.call}]{self.task.calculate(turn.call)}\n" for turn in turns[:-1])
+        return "".join([*answered, turns[-1].text])
+
+    def reply(self, text: str) -> str:
+        return self.task.calculate(text.removesuffix(self.close).rpartition("[")[2]) + "\n"
+
+    def is_long(self, question) -> bool:
+        return len(question.steps) > 2
+
+    def grade(self, question, text: str) -> bool:
+        return self.toy.grade(text, self.toy.answer(question))
+
+
+FAMILIES = {"chain": Chain, "addition": Addition, "ways": Ways, "tool": Calculator}
 
 
 def family(name: str) -> Family:
@@ -190,12 +256,12 @@ def family(name: str) -> Family:
     return FAMILIES[name]()
 
 
-def _toy_task() -> ModuleType:
-    """`data/toy_task.py` of this checkout, by path: `data` is not an installed package."""
-    name, path = "exgrpo_lab_toy_task", Path(__file__).resolve().parents[3] / "data" / "toy_task.py"
-    if name not in sys.modules:
-        spec = importlib.util.spec_from_file_location(name, path)
-        module = importlib.util.module_from_spec(spec)
-        sys.modules[name] = module  # dataclasses look their module up there
-        spec.loader.exec_module(module)
-    return sys.modules[name]
+def _data_module(name: str) -> ModuleType:
+    """A module of this checkout's folder `data`, by path: it is not an installed package, and another one may be called so."""
+    package, folder = "exgrpo_lab_data", Path(__file__).resolve().parents[3] / "data"
+    if package not in sys.modules:
+        spec = importlib.util.spec_from_file_location(
+            package, folder / "__init__.py", submodule_search_locations=[str(folder)]
+        )
+        sys.modules[package] = importlib.util.module_from_spec(spec)
+    return importlib.import_module(f"{package}.{name}")

@@ -6,6 +6,7 @@ column P, so that positions need no bookkeeping; padding inside the prompt is ma
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 import torch.nn.functional as F
@@ -126,14 +127,27 @@ def response_scores(
     return log_p.gather(-1, responses.unsqueeze(-1)).squeeze(-1), -(log_p.exp() * log_p).sum(-1)
 
 
+class Environment(Protocol):
+    """What writes tokens into a response besides the model: behind the token `close`, its answer."""
+
+    close: int
+
+    def answer(self, out: torch.Tensor, place: int) -> None:
+        """Write the answer to what the model has closed at `place` of a response, int64 [L], into it, as far as it fits."""
+
+
 @torch.inference_mode()
 def sample(
-    model: TinyTransformer, prompts: torch.Tensor, counts: Sequence[int], generator: torch.Generator
+    model: TinyTransformer,
+    prompts: torch.Tensor,
+    counts: Sequence[int],
+    generator: torch.Generator,
+    environment: Environment | None = None,
 ) -> list[list[int]]:
     """`counts[i]` responses to prompt i at temperature 1, in order; each ends with EOS unless it is truncated.
 
     A token is the winner of exponential waiting times with rates p, which is a draw from p. Finished rows leave the forward
-    pass once they are an eighth of it.
+    pass once they are an eighth of it. What the environment has written is not drawn.
     """
     first, repeats = prompts.shape[1], torch.as_tensor(counts)
     cache = model.new_cache(len(prompts))
@@ -146,7 +160,7 @@ def sample(
     for column in range(first, first + model.shape.response):
         p = model.logits(hidden[:, 0]).softmax(-1)
         token = (p / torch.empty_like(p).exponential_(generator=generator)).argmax(-1).masked_fill(done, PAD)
-        out[rows, column - first] = token
+        token = written(out, rows, column - first, token, environment)
         done = done | (token == EOS)
         if 8 * int(done.sum()) > len(done):
             kept = (~done).nonzero().squeeze(1)
@@ -156,6 +170,24 @@ def sample(
             break
         hidden = model(token.unsqueeze(1), real[:, : column + 1], cache, column)
     return [row[: row.index(EOS) + 1] if EOS in row else row for row in out.tolist()]
+
+
+def written(
+    out: torch.Tensor, rows: torch.Tensor, place: int, drawn: torch.Tensor, environment: Environment | None
+) -> torch.Tensor:
+    """Write the tokens at `place` of responses `rows`, int64 [m], and return them: those drawn, but where one is there already.
+
+    The environment answers to what the model has closed.
+    """
+    if environment is None:
+        out[rows, place] = drawn
+        return drawn
+    there = out[rows, place]
+    token = torch.where(there == PAD, drawn, there)
+    out[rows, place] = token
+    for row in rows[(there == PAD) & (token == environment.close)].tolist():
+        environment.answer(out[row], place)
+    return token
 
 
 def compacted(cache: torch.Tensor, kept: torch.Tensor, columns: int) -> torch.Tensor:

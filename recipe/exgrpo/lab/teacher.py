@@ -7,6 +7,7 @@ import numpy as np
 from recipe.exgrpo.core.buffer import ExperienceBuffer, Origin, Response
 from recipe.exgrpo.lab.families import Family, Faults
 from recipe.exgrpo.lab.rows import Row
+from recipe.exgrpo.lab.turns import turns_of
 from recipe.exgrpo.lab.vocabulary import EOS, Vocabulary
 
 TRIES = 4  # solutions asked for; a question may have one only
@@ -21,11 +22,12 @@ def solutions(
     seed: int,
 ) -> Iterator[Row]:
     """Different solutions of every question (by its text) that the verifier accepts, as rows that nobody rolled out."""
-    rng = np.random.default_rng([seed, TRIES])
+    rng, turns = np.random.default_rng([seed, TRIES]), turns_of(task, vocabulary)
     for text, question in questions.items():
         found = dict.fromkeys(task.demonstration(question, CLEAN, rng) for _ in range(TRIES))
         for solution in (one for one in found if task.grade(question, one)):
-            yield Row(text, prompts[text], [*vocabulary.encode(solution), EOS], 1.0)
+            ids = [*vocabulary.encode(solution), EOS]
+            yield Row(text, prompts[text], ids, 1.0, own=None if turns is None else turns.own(ids))
 
 
 def store(rows: Sequence[Row], buffer: ExperienceBuffer) -> None:
@@ -35,6 +37,6 @@ def store(rows: Sequence[Row], buffer: ExperienceBuffer) -> None:
         unknown = row.behaviour is None
         buffer.origin = Origin("teacher", "", 1.0, "one" if unknown else "scored")
         log_probs = np.zeros(len(row.response), np.float32) if unknown else row.behaviour
-        response = Response(row.response, log_probs, prompt_ids=row.prompt)
+        response = Response(row.response, log_probs, row.own, row.prompt)
         buffer.add(row.question, response, row.reward, 0, keep_prompt=True)
     buffer.origin = ours

@@ -23,6 +23,7 @@ from recipe.exgrpo.lab.families import Family
 from recipe.exgrpo.lab.model import TinyTransformer, prompt_ids, response_ids, response_scores, sample
 from recipe.exgrpo.lab.questions import Splits, Stream, make_splits
 from recipe.exgrpo.lab.rows import Objective, Row, batch_loss, tensors_of
+from recipe.exgrpo.lab.turns import turns_of
 from recipe.exgrpo.lab.vocabulary import Vocabulary
 
 PASS_ROWS = 16  # sequences of like length in one training or scoring pass: few enough to waste little on padding
@@ -101,6 +102,7 @@ class Lab:
     ) -> None:
         self.config, self.settings, self.task, self.model = config, settings, task, model
         self.vocabulary = Vocabulary(task.pieces)
+        self.turns = turns_of(task, self.vocabulary)
         train, self.heldout = make_splits(task, settings.splits)
         self.train = {task.prompt(question): question for question in train}
         self.prompts = {text: self.vocabulary.encode(text) for text in self.train}
@@ -156,8 +158,8 @@ class Lab:
     def joined_row(self, trajectory: Trajectory) -> Row:
         """A stored trajectory among its question's fresh rollouts; pi_past or, without importance correction, pi_old."""
         past = trajectory.log_probs if self.loss.importance == "past" else None
-        prompt = self.prompts[trajectory.question]
-        return Row(trajectory.question, prompt, trajectory.token_ids.tolist(), trajectory.reward, True, past)
+        prompt, ids = self.prompts[trajectory.question], trajectory.token_ids.tolist()
+        return Row(trajectory.question, prompt, ids, trajectory.reward, True, past, own=trajectory.mask)
 
     @property
     def loss(self) -> LossConfig:
@@ -200,14 +202,19 @@ class Lab:
         """Fresh rollouts of every slot, graded, one group a slot."""
         prompts = [self.prompts[slot.question] for slot in slots]
         counts = [slot.rollouts for slot in slots]
-        responses = iter(sample(self.model, self._columns(prompts), counts, self.generator))
+        responses = iter(sample(self.model, self._columns(prompts), counts, self.generator, self.turns))
         groups = []
         for slot, prompt in zip(slots, prompts, strict=True):
             texts = [next(responses) for _ in range(slot.rollouts)]
-            groups.append([Row(slot.question, prompt, ids, self.reward(slot.question, ids)) for ids in texts])
+            groups.append([self.fresh_row(slot.question, prompt, ids) for ids in texts])
             self.costs.sampled_tokens += sum(map(len, texts))
             self.costs.fresh_rollouts += slot.rollouts
         return groups
+
+    def fresh_row(self, question: str, prompt: Sequence[int], response: Sequence[int]) -> Row:
+        """A rollout, graded, and which of its tokens the model wrote."""
+        own = None if self.turns is None else self.turns.own(response)
+        return Row(question, prompt, response, self.reward(question, response), own=own)
 
     def reward(self, question: str, response: Sequence[int]) -> float:
         return float(self.task.grade(self.train[question], self.vocabulary.decode(response)))
@@ -298,7 +305,7 @@ class Lab:
         for i in range(0, len(self.heldout), EVALUATED_QUESTIONS):
             questions = self.heldout[i : i + EVALUATED_QUESTIONS]
             prompts = [self.vocabulary.encode(self.task.prompt(question)) for question in questions]
-            responses = sample(self.model, self._columns(prompts), [samples] * len(prompts), generator)
+            responses = sample(self.model, self._columns(prompts), [samples] * len(prompts), generator, self.turns)
             texts = [self.vocabulary.decode(response) for response in responses]
             solved += [self.task.grade(questions[j // samples], text) for j, text in enumerate(texts)]
         return float(np.mean(solved))
@@ -325,7 +332,7 @@ def response_of(row: Row) -> Response:
     """A rollout as a policy stores it; ValueError before its log-probs are known."""
     if row.behaviour is None:
         raise ValueError(f"the log-probs of a rollout of {row.question!r} are not known yet")
-    return Response(row.response, row.behaviour, prompt_ids=row.prompt)
+    return Response(row.response, row.behaviour, row.own, row.prompt)
 
 
 def entropies_of(row: Row) -> np.ndarray:
