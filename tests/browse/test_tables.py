@@ -17,7 +17,7 @@ from recipe.exgrpo.browse import charts, tables
 from recipe.exgrpo.browse.page import Limits, escaped, policy, render
 from recipe.exgrpo.browse.sources import Source, read
 from recipe.exgrpo.browse.tokens import OTHERS, Words, chunks, speller
-from recipe.exgrpo.checkpoint.errors import CorruptState
+from recipe.exgrpo.checkpoint.errors import CorruptState, MissingState
 from recipe.exgrpo.core.buffer import ExperienceBuffer, Response
 from recipe.exgrpo.runs.metrics import read_run
 
@@ -172,6 +172,16 @@ def test_a_state_of_a_run_is_found_with_its_run(run):
     for path in (state, state / "experience"):
         assert Source.find(path) == Source(run.resolve(), state / "experience")
     assert read(run).step == 12
+
+
+def test_a_checkpoint_that_was_pruned_between_two_looks_is_looked_for_again(run, monkeypatch):
+    """While the run goes on: the one that has come is shown. One that stays away is an error."""
+    there, gone = Source.find(run), Source(run, run / "global_step_6" / "experience")
+    found = iter([gone, there, gone, gone])
+    monkeypatch.setattr(Source, "find", classmethod(lambda cls, path: next(found)))
+    assert read(run).step == 12
+    with pytest.raises(MissingState):
+        read(run)
 
 
 def test_a_run_without_a_checkpoint_and_a_state_without_a_run(tmp_path):

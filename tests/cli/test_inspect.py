@@ -112,13 +112,18 @@ def test_summary_as_tables(root, inspect):
         assert text in printed.out
 
 
+def counted(n: int) -> dict:
+    """Of trajectories that no tool answered."""
+    return {"tools": "", "trajectories": n}
+
+
 def test_summary_of_refill(refill_root, answer, inspect):
     report = answer(refill_root)
     assert report["fingerprint"]["policy"] == "refill"
     assert (report["trajectories"], report["groups"], report["with_prompt"], report["eligible"]) == (3, 1, 2, 0)
     assert report["origins"] == [
-        {"source": "rollout", "chat_template": "abc", "temperature": 0.6, "behaviour": "measured", "tools": "", "trajectories": 2},
-        {"source": "import", "chat_template": "", "temperature": 1.0, "behaviour": "one", "tools": "", "trajectories": 1},
+        {"source": "rollout", "chat_template": "abc", "temperature": 0.6, "behaviour": "measured"} | counted(2),
+        {"source": "import", "chat_template": "", "temperature": 1.0, "behaviour": "one"} | counted(1),
     ]
     assert (report["advantage"]["n"], report["advantage"]["mean"]) == (2, 0.5)
     assert (report["nll"]["mean"], report["drift"]["n"], report["reward"]["min"]) == (0.75, 1, 0)

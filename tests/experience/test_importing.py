@@ -8,12 +8,14 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from toy_target import MODEL, imported, rated, row_of, stored, target, write
+from toy_target import MODEL, K, imported, rated, row_of, stored, target, write
 
 from recipe.exgrpo.checkpoint.checkpointer import ExperienceCheckpointer
 from recipe.exgrpo.checkpoint.resume import tokenizer_fingerprint
 from recipe.exgrpo.core.buffer import ExperienceBuffer, Origin, Provenance, Response, prompt_hash
+from recipe.exgrpo.core.config import ExperienceConfig
 from recipe.exgrpo.experience import table
+from recipe.exgrpo.experience.importing import Importer
 from recipe.exgrpo.experience.questions import Questions
 from recipe.exgrpo.experience.rendering import Renderer
 from recipe.exgrpo.experience.sources import Source, SourceError
@@ -492,6 +494,15 @@ def test_what_is_exported_comes_back_as_it_was(tmp_path, suffix):
         np.testing.assert_array_equal(found[name], arrays[name], err_msg=name)
     np.testing.assert_array_equal(found["log_probs"][:-3], arrays["log_probs"][:-3])
     assert [t.mask.tolist() for t in stored(again)] == [t.mask.tolist() for t in stored(buffer)]
+
+
+def test_progress_is_heard_of_every_trace_whatever_becomes_of_it(tmp_path, monkeypatch):
+    monkeypatch.setattr("recipe.exgrpo.experience.importing.CHUNK", 2)
+    source = Source(write(tmp_path / "a.jsonl", GOOD, "{", {"prompt": "9?", "response": "1"}, GOOD, GOOD))
+    heard, settings = [], ExperienceConfig(skip_bad=True)
+    Importer(target(), ExperienceBuffer(K), settings, rated).read(source, advance=heard.append)
+    assert heard == [2, 2, 1]
+    assert sum(heard) == source.count()
 
 
 def test_a_report_is_json_and_adds_up(tmp_path):
