@@ -77,8 +77,8 @@ def train(start: Start, limit_s: float, card_bytes: Callable[[], float] | None, 
 
 def last_lines(log: Path) -> list[str]:
     """The end of a log, control characters spelled out, progress bars as their last state."""
-    lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
-    return [printable(line.rpartition("\r")[2])[:LONGEST] for line in lines if line.strip()][-TAIL:]
+    lines = log.read_bytes().decode(errors="replace").split("\n")  # a carriage return is no new line here
+    return [printable(line.strip().rpartition("\r")[2])[:LONGEST] for line in lines if line.strip()][-TAIL:]
 
 
 def _command(start: Start) -> dict:
