@@ -61,7 +61,7 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def _runtime_env(on_cpu: bool, levels: dict[str, str]) -> dict:
-    """How Ray starts our workers. Those of a Ray of our own have our environment, and on CPU are forked; a cluster's have its."""
+    """How Ray starts our workers: in our environment, and on CPU by a fork; those of a cluster have the environment it has."""
     if not on_cpu:
         return {"env_vars": levels}
     if CLUSTER in os.environ:

@@ -7,6 +7,7 @@ from recipe.exgrpo.checks.memory import EAGER, NO_FLASH
 
 pytestmark = pytest.mark.verl
 ROWS, VOCABULARY = 8, 4096
+COMPILED = 2  # within LOGIT
 
 
 def kept(function) -> float:
@@ -29,6 +30,14 @@ def test_eager_entropy_keeps_a_float32_copy_and_a_float32_softmax():
     from verl.utils.torch_functional import entropy_from_logits
 
     assert kept(lambda logits: entropy_from_logits(logits.float())) == pytest.approx(EAGER, rel=0.01)
+
+
+def test_compiled_entropy_keeps_the_bfloat16_logits_alone():
+    """What `fsdp_config.use_torch_compile`, on by default, saves: the cast and the softmax are worked out again."""
+    from verl.utils.torch_functional import entropy_from_logits
+
+    compiled = torch.compile(lambda logits: entropy_from_logits(logits.float()), dynamic=True)
+    assert kept(compiled) == pytest.approx(COMPILED, rel=0.01)
 
 
 def test_log_probs_without_flash_attention_keep_a_float32_log_softmax():

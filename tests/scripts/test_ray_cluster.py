@@ -20,7 +20,8 @@ def cluster(tmp_path):
     # As the real one: makes the token of this home, where there is none.
     ray.write_text(
         f'#!/bin/bash\necho "$@" >> {log}\n'
-        f'case "$*" in *--generate*) [ -s {token} ] || echo made > {token} ;; start*) echo "auth $RAY_AUTH_MODE" >> {log} ;; esac\n'
+        f'case "$*" in *--generate*) [ -s {token} ] || echo made > {token} ;; '
+        f'start*) echo "auth $RAY_AUTH_MODE" >> {log} ;; esac\n'
     )
     # Takes the next line of `counts`; fails, as the real one does while there is no head, when the line is "none".
     python.write_text(f'#!/bin/bash\nn=$(head -1 {counts}); sed -i 1d {counts}; [ "$n" != none ] && echo "$n"\n')

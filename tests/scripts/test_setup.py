@@ -10,9 +10,11 @@ import zipfile
 from pathlib import Path
 
 import pytest
+import yaml
 from packaging.requirements import Requirement
 
 ROOT = Path(__file__).resolve().parents[2]
+VERSION = importlib.metadata.version("exgrpo")
 
 
 @pytest.fixture(scope="module")
@@ -162,6 +164,15 @@ def test_the_gpu_versions_are_the_ones_verl_pins():
     assert seen == pinned
 
 
+def test_every_file_names_one_version_of_ours():
+    """A tag is made of it."""
+    assert f'    version="{VERSION}",' in lines("setup.py")
+    assert re.search(r"^## ([0-9.]+)", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)[1] == VERSION
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    assert {citation["version"], citation["preferred-citation"]["version"]} == {VERSION}
+    assert f"version = {{{VERSION}}}" in (ROOT / "README.md").read_text()
+
+
 # The installed package.
 
 
@@ -173,7 +184,6 @@ def test_the_package_is_this_tree_from_any_folder():
 
 def test_the_distribution_has_its_extras_and_its_command():
     distribution = importlib.metadata.distribution("exgrpo")
-    assert distribution.version == "0.1.0"
     assert {"gpu", "dev"} <= set(distribution.metadata.get_all("Provides-Extra"))
     assert {e.name: e.value for e in distribution.entry_points} == {"exgrpo": "recipe.exgrpo.cli.main:main"}
 
@@ -207,12 +217,12 @@ def test_yaml_and_text_files_are_package_data(wheel):
         p for top in ("recipe", "verl_ext") for p in (ROOT / top).rglob("*") if p.suffix in {".yaml", ".txt", ".py"}
     ]
     assert {str(path.relative_to(ROOT)) for path in data} <= names
-    assert {name.split("/")[0] for name in names} == {"recipe", "verl_ext", "exgrpo-0.1.0.dist-info"}
+    assert {name.split("/")[0] for name in names} == {"recipe", "verl_ext", f"exgrpo-{VERSION}.dist-info"}
 
 
 def test_the_oldest_python_is_the_one_the_code_is_written_for(wheel):
     """The code uses datetime.UTC, hashlib.file_digest and contextlib.chdir, which 3.10 does not have."""
-    metadata = wheel.read("exgrpo-0.1.0.dist-info/METADATA").decode().splitlines()
+    metadata = wheel.read(f"exgrpo-{VERSION}.dist-info/METADATA").decode().splitlines()
     assert {"Requires-Python: <3.13,>=3.11", "Requires-Python: >=3.11,<3.13"} & set(metadata)
     assert "Classifier: Programming Language :: Python :: 3.11" in metadata
     assert 'target-version = "py311"' in lines("pyproject.toml")

@@ -5,11 +5,10 @@ import json
 import numpy as np
 import pytest
 import torch
-from transformers import AutoModelForCausalLM
+from likelihoods import make_candidates, reference
 from workers import group_of, local_worker
 
-from recipe.exgrpo.core.buffer import Trajectory
-from recipe.exgrpo.trainer.scoring import Candidate, ForwardBudget, score_candidates
+from recipe.exgrpo.trainer.scoring import ForwardBudget, score_candidates
 from verl_ext.evaluation import EvaluationError
 from verl_ext.evaluation.model import find_model, merged
 
@@ -18,7 +17,6 @@ pytestmark = pytest.mark.verl
 TOY = "data/toy/model"
 ALPHA = 32  # over the rank: a scale of 4, which no default gives
 BUDGET = ForwardBudget(temperature=1.0, max_tokens=64, packed=True)
-LENGTHS = [(3, 5), (9, 1), (6, 12), (4, 8), (7, 3)]
 
 
 @pytest.fixture(scope="module")
@@ -48,26 +46,7 @@ def checkpoint(worker, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def candidates():
-    rng = np.random.default_rng(0)
-    return [
-        Candidate(
-            torch.as_tensor(rng.integers(0, 280, prompt)),
-            Trajectory(row, "q", rng.integers(0, 280, response).astype(np.int32), np.zeros(response, np.float32),
-                       np.ones(response, bool), 1.0, 0),
-        )
-        for row, (prompt, response) in enumerate(LENGTHS)
-    ]  # fmt: skip
-
-
-def likelihoods(folder, candidates) -> np.ndarray:
-    """Mean negative log-likelihood of each response under a Hugging Face folder, in float64, one unpadded pass each."""
-    model, found = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float64), []
-    for candidate in candidates:
-        response = torch.as_tensor(candidate.trajectory.token_ids, dtype=torch.int64)
-        with torch.no_grad():
-            logits = model(torch.cat([candidate.prompt, response])[None]).logits[0, len(candidate.prompt) - 1 : -1]
-        found.append(-logits.log_softmax(-1)[torch.arange(len(response)), response].mean())
-    return np.array(found)
+    return make_candidates()
 
 
 def scored(worker, candidates) -> np.ndarray:
@@ -86,9 +65,9 @@ def test_scores_and_the_merged_checkpoint_are_the_adapted_model_and_not_the_base
     worker, checkpoint, candidates, tmp_path
 ):
     """Scored in float32, merged in bfloat16 as verl's merger writes: rounding apart, one model."""
-    base, here = likelihoods(TOY, candidates), scored(worker, candidates)
+    (_, base), here = reference(TOY, candidates), scored(worker, candidates)
     whole = merged(find_model(str(checkpoint)), tmp_path)
-    there = likelihoods(whole, candidates)
+    _, there = reference(whole, candidates)
     assert not (whole / "lora_adapter").exists()
     effect = np.abs(here - base)
     assert effect.mean() > 0.3

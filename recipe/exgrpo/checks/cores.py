@@ -38,7 +38,7 @@ def fitted_cpus(config: DictConfig, cores: int, env: Mapping[str, str] = os.envi
 
 
 def leave_to_cluster(config: DictConfig) -> None:
-    """Unset what a Ray of our own is told: with RAY_ADDRESS set, its nodes have said what they have, and Ray refuses the keys."""
+    """Unset what a Ray of our own is told: the nodes of a cluster have said what they have, and Ray refuses the keys there."""
     for key in OF_OWN_RAY:
         OmegaConf.update(config, key, None, force_add=True)
 
