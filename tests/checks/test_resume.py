@@ -194,6 +194,14 @@ def test_a_path_that_does_not_end_in_a_number_is_refused(configure, run, tail):
         assert f"write trainer.resume_from_path={run}/global_step_4" in text
 
 
+def test_a_folder_with_zeros_before_its_number_is_refused(configure, run):
+    (run / "global_step_4").rename(run / "global_step_04")
+    path = f"{run}/global_step_04"
+    text = refusal(configure("trainer.resume_mode=resume_path", f"trainer.resume_from_path={path}"))
+    assert "must end in global_step_N; without zeros before its number" in text
+    assert "names global_step_4, which is gone" in refusal(configure())
+
+
 @pytest.mark.parametrize("value", ["null", "5", "''", "/nowhere/checkpoint"])
 def test_a_path_that_is_none_is_refused(configure, run, value):
     config = configure("trainer.resume_mode=resume_path", f"trainer.resume_from_path={value}")

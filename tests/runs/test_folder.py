@@ -1,5 +1,7 @@
 """What is in a run folder: whole and torn checkpoints, the tracker, and what pruning leaves."""
 
+from pathlib import Path
+
 import pytest
 import torch
 from run_folders import cut, save
@@ -107,6 +109,41 @@ def test_pruning_keeps_the_newest_whole_ones_and_what_is_not_ours(tmp_path):
         f"global_step_{step}" for step in (2, 3, 5, 9)
     ]
     assert [path.name for path in (tmp_path / "global_step_2").iterdir()] == ["merged"]
+
+
+def test_of_a_checkpoint_that_was_moved_and_linked_to_the_link_goes(tmp_path):
+    """Whole, or its weights alone, on another disk: a save must not end in shutil's refusal of links."""
+    root, disk = tmp_path / "run", tmp_path / "disk"
+    disk.mkdir()
+    for step in (2, 4, 6):
+        save(root, step)
+    for name in ("global_step_2", "global_step_4/actor"):
+        (root / name).rename(disk / Path(name).name)
+        (root / name).symlink_to(disk / Path(name).name)
+    assert [found.step for found in checkpoints(root) if found.whole] == [6, 4, 2]
+    assert len(prune(root, keep=1, step=6)) == 2
+    assert [path.name for path in sorted(root.glob("global_step_*"))] == ["global_step_6"]
+    assert Checkpoint(disk / "global_step_2").whole
+    assert (disk / "actor/model_world_size_1_rank_0.pt").is_file()
+
+
+@pytest.mark.parametrize(
+    "name", ["global_step_04", "global_step_４", "Global_Step_4", "global_step_4.bak", "global_step_"]
+)
+def test_a_name_that_verl_would_not_look_for_is_no_checkpoint(tmp_path, name):
+    """verl writes the number of its tracker file behind global_step_, and starts anew without such a folder."""
+    save(tmp_path, 4).rename(tmp_path / name)
+    assert checkpoints(tmp_path) == []
+    assert followed(tmp_path) == (None, [])
+
+
+@pytest.mark.parametrize("content", [b"", b"[]", b"{", b"{}", b"\xff"])
+def test_a_damaged_record_of_the_data_is_named(tmp_path, content):
+    folder = save(tmp_path, 4)
+    (folder / "data.json").write_bytes(content)
+    assert Checkpoint(folder).problems == (f"{folder / 'data.json'} is damaged",)
+    (folder / "data.json").write_text('{"sha256": [], "rows": 3}')
+    assert Checkpoint(folder).whole
 
 
 def test_what_was_just_saved_stays_even_if_it_looks_torn(tmp_path):

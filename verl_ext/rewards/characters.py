@@ -27,6 +27,7 @@ _SUBSCRIPTS = dict(zip("₀₁₂₃₄₅₆₇₈₉₊₋₍₎ₙᵢ", "0123
 _RAISED = re.compile(f"[{''.join(_SUPERSCRIPTS)}]+")
 _LOWERED = re.compile(f"[{''.join(_SUBSCRIPTS)}]+")
 _OVERLINED = re.compile("(?:\\d[\u0304\u0305])+")  # 0.3̅
+_DOTTED = re.compile("(\\d)\u0307")  # 0.3̇
 _COMPATIBLE = ((0xFF01, 0xFF5E), (0x1D400, 0x1D7FF))  # full-width ASCII, mathematical letters and digits
 
 
@@ -60,6 +61,7 @@ def to_latex(text: str) -> str:
         return text
     text = _RAISED.sub(lambda m: "^{" + "".join(_SUPERSCRIPTS[c] for c in m[0]) + "}", text)
     text = _OVERLINED.sub(lambda m: f"\\overline{{{m[0][::2]}}}", text)
+    text = _DOTTED.sub(r"\\dot{\1}", text)
     text = _LOWERED.sub(lambda m: "_{" + "".join(_SUBSCRIPTS[c] for c in m[0]) + "}", text)
     return "".join(map(_translated, text))
 

@@ -16,6 +16,7 @@ ROUNDED_DIGITS = 5  # a decimal with so many significant digits stands for the e
 LARGEST_EXPONENT = 400
 
 _THOUSANDS = re.compile(r"(?<![\d.,])([1-9]\d{0,2})((?:,\d{3})+)(?!,?\d)")
+_LAKHS = re.compile(r"(?<![\d.,])([1-9]\d?)((?:,\d{2})*,0\d(?:,\d{2})*)(,\d{3})(?![\d,])")  # 1,00,000
 _SPACED = re.compile(r"(?<![\d.,] )(?<![\d.,])([1-9]\d{0,2})((?: \d{3})+)(?! ?[\d/])(?!\s*\\frac)")
 _APOSTROPHES = re.compile(r"(?<![\d.,'])([1-9]\d{0,2})((?:'\d{3})+)(?![\d'])")
 _INTEGER = r"(\d+)"
@@ -64,7 +65,9 @@ def numeral(text: str) -> Numeral | None:
 
 
 def join_thousands(text: str) -> str:
-    """`text` with 1,234, 12 345 and 12'345 as numbers of digits alone. A list without spaces, 100,200, is one as well."""
+    """`text` with 1,234, 12 345 and 12'345 as numbers of digits alone. A list without spaces, 100,200, is one as well; of
+    India's way, 1,00,000, what can be no list: 12,34,567 may be three numbers."""
+    text = _LAKHS.sub(lambda m: (m[1] + m[2] + m[3]).replace(",", ""), text)
     text = _THOUSANDS.sub(lambda m: m[1] + m[2].replace(",", ""), text)
     text = _APOSTROPHES.sub(lambda m: m[1] + m[2].replace("'", ""), text)
     return _SPACED.sub(lambda m: m[1] + m[2].replace(" ", ""), text)

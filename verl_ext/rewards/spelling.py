@@ -24,8 +24,8 @@ _SAME = {
     "leq": "le", "leqslant": "le", "geq": "ge", "geqslant": "ge", "neq": "ne", "varnothing": "emptyset", "rightarrow": "to",
     "longrightarrow": "to", "implies": "Rightarrow", "Longrightarrow": "Rightarrow", "dots": "ldots", "cdots": "ldots",
     "dotsc": "ldots", "lbrace": "{", "rbrace": "}", "lvert": "|", "rvert": "|", "vert": "|", "varepsilon": "epsilon",
-    "varphi": "phi", "dfrac": "frac", "tfrac": "frac", "cfrac": "frac", "simeq": "approx", "Leftrightarrow": "iff",
-    "colon": ":", "lbrack": "[", "rbrack": "]",
+    "varphi": "phi", "dfrac": "frac", "tfrac": "frac", "cfrac": "frac", "nicefrac": "frac", "sfrac": "frac",
+    "simeq": "approx", "Leftrightarrow": "iff", "colon": ":", "lbrack": "[", "rbrack": "]",
 }  # fmt: skip
 
 
@@ -48,6 +48,7 @@ _TEX = (
         r"\\text{",
     ),
     (r"\\text(?=\{[^{}]*\{)", ""),  # around a formula
+    (rf"\\operatorname\*?\s*\{{\s*({_FUNCTIONS.replace(' ', '|')})\s*\}}", r"\\\1 "),
     (r"\{\s*(\w+)\s*\\choose\s*(\w+)\s*\}", r"\\binom{\1}{\2}"),
     (rf"\\({'|'.join(_SAME)}){_END}", _same),
     (r"\s*\^\s*\{?\s*((?:\\prime\s*)+)\}?", lambda match: "'" * match[1].count("prime")),
@@ -55,6 +56,8 @@ _TEX = (
 )
 _NOTATION = (
     (r"\*\*", "^"),
+    (r"(?<![\w.}])(\d{1,3})((?:_\d{3})+)(?![\w{])", lambda match: match[1] + match[2].replace("_", "")),  # 1_000
+    (r"(?<=[\d\s}])(mm|cm|dm|km|ft|yd)([23])(?![\w^])", r"\1^{\2}"),  # 10 cm2
     (r"(?i:\bper cent\b)", "percent"),
     (r"<=", r"\\le "),
     (r">=", r"\\ge "),
@@ -78,7 +81,15 @@ _ARGUMENTS = (
     (r"\^\s*([+-]?\d+)", r"^{\1}"),
     (r"_\s*(\d+)", r"_{\1}"),
 )
+_PERIOD = r"\\(?:overline|bar|dot)\s*"
+_REPEATING = r" ?(?:\\text ?\{)? ?\(? ?(?:repeating|recurring) ?\)? ?\}?"
 _NUMBERS = (
+    (r"\s+", " "),
+    (rf"(\.\d*)\{{\s*({_PERIOD}\{{?\d+\}}?)\s*\}}", r"\1\2"),  # 0.{\overline{3}}
+    (r"(\.\d*)\\dot\s*\{?(\d)\}?(\d*)\\dot\s*\{?(\d)\}?", r"\1\\overline{\2\3\4}"),  # \dot{1}4285\dot{7}
+    (rf"(\.\d*){_PERIOD}(\d)", r"\1\\overline{\2}"),
+    (rf"\.(\d)\1*{_REPEATING}", r".\\overline{\1}"),  # 0.3 repeating
+    (rf"(\.\d+){_REPEATING}", r"\1\\ldots "),  # 0.16 repeating: the 6, or 16
     (r"\.(\d*?)(\d)\2{2,}\s*(?:\.{3}|\\ldots(?![A-Za-z]))", r".\1\\overline{\2}"),  # 0.1666...
     (r"\\log\s*_\s*(?:e(?![A-Za-z])|\{\s*e\s*\})", r"\\ln "),
     (r"(?<![\d.])\.(?=\d)", "0."),
@@ -89,7 +100,8 @@ _ABOUT = r"(?:approximately|approx\.?|about|roughly|around|equals)"
 _LABEL = r"(?:the )?(?:final |correct )?(?:answer|ans|result|solution)(?: is(?: option)?)?"
 _ENDS = (
     (rf"^(?:\\text\s*\{{{_LABEL}\s*[:=]?\s*\}}|{_LABEL}(?:\s*[:=]| ))\s*(?=[^\s,;.])", ""),
-    (r"[\s.,;:]+$", ""),
+    (r"(?:[\s.,;:]|\\\\)+$", ""),
+    (r"(?<=\d) ?\^? ?\{? ?(?:\\text ?\{)? ?(?:st|nd|rd|th) ?\}?\}?$", ""),  # 5th
     (rf"^(?:\\text\s*\{{\s*{_ABOUT}\s*\}}|{_ABOUT}{_END})\s*(?=[-+\d\\.])", ""),
     (r"\s*(?:\(\s*approx(?:\.|imately)?\s*\)|\\text\s*\{[\s(]*approx(?:\.|imately)?[\s)]*\})$", ""),
     (r"^(''|[\"'])([^'\"]*)\1$", r"\2"),

@@ -51,9 +51,12 @@ class SegmentFile:
         return int(self.spans.sum())
 
 
+STEP = re.compile(r"global_step_(0|[1-9][0-9]*)")
+
+
 def step_number(path: str | Path) -> int:
-    """N of a folder `global_step_N`; ValueError for another name."""
-    match = re.fullmatch(r"global_step_(\d+)", Path(path).name)
+    """N of a folder `global_step_N`; ValueError for another name, global_step_04 among them, which verl would not find."""
+    match = STEP.fullmatch(Path(path).name)
     if match is None:
         raise ValueError(f"{path} is not a checkpoint folder global_step_N.")
     return int(match[1])
@@ -61,7 +64,7 @@ def step_number(path: str | Path) -> int:
 
 def step_dirs(root: str | Path) -> list[Path]:
     """The folders `global_step_N` in `root`, newest first."""
-    found = [path for path in Path(root).glob("global_step_*") if re.fullmatch(r"global_step_\d+", path.name)]
+    found = [path for path in Path(root).glob("global_step_*") if STEP.fullmatch(path.name)]
     return sorted(found, key=step_number, reverse=True)
 
 

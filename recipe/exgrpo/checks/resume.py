@@ -8,6 +8,7 @@ from pathlib import Path
 
 from omegaconf import OmegaConf
 
+from recipe.exgrpo.checkpoint.format import STEP
 from recipe.exgrpo.checks.experiment import experiment_findings
 from recipe.exgrpo.checks.findings import Finding, error, note, warning
 from recipe.exgrpo.checks.run import Run
@@ -111,10 +112,12 @@ def _from_path(run: Run) -> Iterator[Finding]:
         yield error(f"{key} must name a folder global_step_N for trainer.resume_mode=resume_path; got {given!r}.")
         return
     number = given.rpartition("global_step_")[2]
-    if "global_step_" not in given or not number.isdecimal():
+    if "global_step_" not in given or not STEP.fullmatch(f"global_step_{number}"):
         plain = given.rstrip("/")
         hint = (
-            f"write {key}={plain}" if plain != given else f"name the folder itself, such as {run.folder}/global_step_50"
+            f"write {key}={plain}"
+            if plain != given
+            else f"without zeros before its number, and name the folder itself, such as {run.folder}/global_step_50"
         )
         yield error(f"{key}={given} must end in global_step_N; {hint}.")
         return

@@ -5,6 +5,7 @@ missing or cut files give away. Files are looked at, not loaded: no torch is imp
 milliseconds.
 """
 
+import json
 import re
 import shutil
 import zipfile
@@ -79,6 +80,7 @@ class Checkpoint:
             for rank in range(self.ranks):
                 yield from _file_problem(self.path / "actor" / f"{kind}_world_size_{self.ranks}_rank_{rank}.pt")
         yield from _file_problem(self.path / "data.pt")
+        yield from _record_problem(self.path / "data.json")
         yield from _experience_problem(self.path)
 
 
@@ -88,6 +90,16 @@ def _file_problem(path: Path) -> Iterator[str]:
         yield f"{path} is missing"
     elif not zipfile.is_zipfile(path):
         yield f"{path} is cut short or damaged ({path.stat().st_size:,} bytes)"
+
+
+def _record_problem(path: Path) -> Iterator[str]:
+    """Which data `data.pt` stands in; an older checkpoint does not say."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {"rows": 0}
+    except ValueError:
+        found = None
+    if not isinstance(found, dict) or "rows" not in found:
+        yield f"{path} is damaged"
 
 
 def _experience_problem(path: Path) -> Iterator[str]:
@@ -159,11 +171,15 @@ def _note(checkpoint: Checkpoint, named: Checkpoint) -> str:
 def remove_checkpoint(path: Path) -> None:
     """Remove what a run saved in `global_step_N`, and the folder if nothing else is in it.
 
-    The weights go first: a removal that is interrupted leaves a folder that nobody takes for a checkpoint.
+    The weights go first: a removal that is interrupted leaves a folder that nobody takes for a checkpoint. Of what was moved
+    to another disk, and linked to, the link goes.
     """
+    if path.is_symlink():
+        path.unlink()
+        return
     for name in OURS:
         found = path / name
-        if found.is_dir():
+        if found.is_dir() and not found.is_symlink():
             shutil.rmtree(found)
         else:
             found.unlink(missing_ok=True)

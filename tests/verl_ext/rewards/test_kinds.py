@@ -4,7 +4,7 @@ import random
 import time
 
 import pytest
-from answer_kinds import RIGHT, WRONG
+from answer_kinds import LATER_RIGHT, LATER_WRONG, RIGHT, WRONG
 
 from verl_ext.rewards import compute_score
 from verl_ext.rewards.choice import chosen_letter
@@ -19,25 +19,25 @@ def rows(table):
     return [pytest.param(*pair, id=f"{kind}: {pair[0]} | {pair[1]}") for kind, pairs in table.items() for pair in pairs]
 
 
-@pytest.mark.parametrize(("answer", "gold"), rows(WRONG))
+@pytest.mark.parametrize(("answer", "gold"), [*rows(WRONG), *rows(LATER_WRONG)])
 def test_wrong_answers_are_wrong(answer, gold):
     assert not equal(read(gold), read(answer))
 
 
-@pytest.mark.parametrize(("answer", "gold"), rows(RIGHT))
+@pytest.mark.parametrize(("answer", "gold"), [*rows(RIGHT), *rows(LATER_RIGHT)])
 def test_right_answers_are_right(answer, gold):
     assert equal(read(gold), read(answer))
 
 
 def test_the_whole_reward_says_so_too():
     """Every row boxed, through prechecks, plain numbers and workers."""
-    tables = ((WRONG, 0.0), (RIGHT, 1.0))
+    tables = ((WRONG, 0.0), (LATER_WRONG, 0.0), (RIGHT, 1.0), (LATER_RIGHT, 1.0))
     rows = [(*pair, value) for table, value in tables for pairs in table.values() for pair in pairs]
     differing = [row for row in rows if compute_score("math500", f"so \\boxed{{{row[0]}}}.", row[1])["score"] != row[2]]
     assert differing == []
 
 
-@pytest.mark.parametrize("table", [WRONG, RIGHT])
+@pytest.mark.parametrize("table", [WRONG | LATER_WRONG, RIGHT | LATER_RIGHT])
 def test_no_row_is_there_twice(table):
     pairs = [pair for rows_of_kind in table.values() for pair in rows_of_kind]
     assert len(pairs) == len(set(pairs))
