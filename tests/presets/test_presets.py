@@ -22,41 +22,6 @@ from recipe.exgrpo.presets.paper_settings import flatten, load_table
 
 SCRIPTS = experiment_scripts()
 TABLE = load_table()
-SWITCHES = (
-    "MODEL",
-    "TOKENIZER",
-    "TRAIN",
-    "VAL",
-    "RUN",
-    "NNODES",
-    "GPUS",
-    "HARDWARE",
-    "LOGGER",
-    "TINY",
-    "BAND",
-    "METHOD",
-    "REWARD_MODEL",
-)
-
-
-@pytest.fixture(autouse=True)
-def no_switches(monkeypatch):
-    """The scripts as shipped, whatever this shell exports."""
-    for name in SWITCHES:
-        monkeypatch.delenv(name, raising=False)
-
-
-@pytest.fixture(scope="module")
-def composed():
-    """composed(script) -> its configuration, composed once."""
-    found = {}
-
-    def get(script: Path):
-        if script not in found:
-            found[script] = compose(script_overrides(script))
-        return found[script]
-
-    return get
 
 
 def names(group: str) -> set[str]:
@@ -75,6 +40,14 @@ def test_the_name_of_a_script_is_what_it_runs(composed, script):
     elif script.stem != "masked_grpo":
         assert f"{preset.backbone}_{preset.method}" == script.stem
         assert preset.ablation is None
+
+
+def test_a_tiny_run_saves_what_the_same_command_resumes_from(monkeypatch):
+    """The help of every script says so, TINY=1 or not."""
+    monkeypatch.setenv("TINY", "1")
+    trainer = compose(script_overrides(SCRIPTS[0])).trainer
+    assert trainer.total_training_steps == 2
+    assert (trainer.save_freq > 0, trainer.resume_mode) == (True, "auto")
 
 
 def test_there_is_a_script_for_every_backbone_method_and_ablation():
