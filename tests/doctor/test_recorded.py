@@ -90,6 +90,7 @@ def test_a_sound_machine_is_all_ok(examined):
         *("model baseline", "model exgrpo", "model resume", "model lora"),
     ]
     assert content["counts"][FAILED] == 0
+    assert content["complete"]
     assert content["device"] == "NVIDIA GeForce RTX 4090"
     assert "NVIDIA GeForce RTX 4090" in text.splitlines()[0]
     memory = verdicts["model", "exgrpo memory"].figures
@@ -130,6 +131,22 @@ def test_what_cannot_be_made_is_a_failure_of_its_own(examined, monkeypatch):
     assert verdicts["toy", RESUME].verdict == OK
     assert verdicts["model", BASELINE].sentence.endswith("No space left on device")
     assert [verdicts["model", kind].verdict for kind in (EXGRPO, RESUME, LORA)] == [FAILED, SKIPPED, FAILED]
+
+
+def test_an_examination_that_is_interrupted_says_so_and_leaves_no_weights(tmp_path, once):
+    def interrupted(start, *_):
+        if start.kind == RESUME:
+            raise KeyboardInterrupt
+        save(start.run, 2)
+        return gpu.outcome(start)
+
+    with pytest.raises(KeyboardInterrupt):
+        Examination(tmp_path, gpu.facts(CARDS[:1]), RTX, ["toy"], train=interrupted, check=lambda _: ()).run()
+    content = json.loads((tmp_path / FILE).read_text())
+    assert not content["complete"]
+    assert {one["check"] for one in content["verdicts"]} >= {BASELINE, EXGRPO, "exgrpo checkpoint"}
+    assert "not to its end" in (tmp_path / TEXT).read_text()
+    assert list(tmp_path.rglob("global_step_*")) == []
 
 
 def test_what_exgrpo_check_finds_is_a_verdict(examined):

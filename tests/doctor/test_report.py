@@ -21,6 +21,7 @@ ENV = {
     "PATH": "/usr/bin",
     "https_proxy": "http://me:pw@proxy:80",
 }
+ABOUT = {"device": "cpu", "sections": ["toy"], "commit": "abc", "complete": True}
 
 
 @pytest.fixture
@@ -56,7 +57,9 @@ def test_the_host_is_replaced(redactor, monkeypatch):
 
 
 def test_nothing_private_is_in_the_files(redactor, tmp_path):
-    report = Report({"started": "2026", "seconds": 1.0, "device": "cpu", "sections": ["toy"], "commit": "abc"})
+    report = Report(
+        {"started": "2026", "seconds": 1.0, "device": "cpu", "sections": ["toy"], "commit": "abc", "complete": True}
+    )
     private = "/home/alice/x s3cr3t-of-mine"
     report.verdicts = [Verdict("toy", "exgrpo", FAILED, private, {"path": private, "none": None})]
     report.logs, report.commands = {"toy exgrpo": [private]}, {"toy exgrpo": f"RUN={private}"}
@@ -72,7 +75,16 @@ def test_nothing_private_is_in_the_files(redactor, tmp_path):
 
 
 def test_the_text_has_a_line_for_each_verdict(redactor, tmp_path):
-    report = Report({"started": "2026-11-30", "seconds": 61.0, "device": "cpu", "sections": ["toy"], "commit": "abc"})
+    report = Report(
+        {
+            "started": "2026-11-30",
+            "seconds": 61.0,
+            "device": "cpu",
+            "sections": ["toy"],
+            "commit": "abc",
+            "complete": True,
+        }
+    )
     report.verdicts = [Verdict("toy", "exgrpo", OK, "2 steps"), Verdict("machine", "shm", WARNING, "little")]
     report.write(tmp_path, redactor)
     assert (tmp_path / TEXT).read_text().splitlines() == [

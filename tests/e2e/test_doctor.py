@@ -10,7 +10,7 @@ import pytest
 from recipe.exgrpo.presets.compose import ROOT
 
 pytestmark = [pytest.mark.stack, pytest.mark.long]
-LIMIT_S = 480
+LIMIT_S = 900
 
 
 @pytest.fixture(scope="module")
@@ -31,6 +31,7 @@ def verdicts(examined):
 def test_nothing_failed(examined, verdicts):
     assert [one for one in verdicts.values() if one["verdict"] in ("failed", "skipped")] == []
     assert examined[0].returncode == 0
+    assert examined[1]["complete"]
     assert ("machine", "collective") in verdicts
 
 

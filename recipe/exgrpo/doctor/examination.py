@@ -66,6 +66,8 @@ class Examination:
                     report.verdicts.append(verdict)
                     report.about["seconds"] = round(time.time() - began, 1)
                     report.write(self.out, redactor)
+            report.about["complete"] = True
+            report.write(self.out, redactor)
         finally:
             self._tidy()
         return report
@@ -78,6 +80,7 @@ class Examination:
             "device": self.facts.cards[0].name if self.facts.cards and self.device.kind != "cpu" else self.device.kind,
             "sections": list(self.sections),
             "quick": self.quick,
+            "complete": False,
             "commit": git and git["commit"][:9] + ("+" if git["changed"] else ""),
         }
 

@@ -36,7 +36,9 @@ def make_model(folder: Path, small: bool, seed: int = 0) -> Path:
         return folder
     import torch
     from transformers import AutoTokenizer, Qwen2Config, Qwen2ForCausalLM
+    from transformers.utils.logging import disable_progress_bar
 
+    disable_progress_bar()  # doctor has one of its own
     torch.manual_seed(seed)
     fields = shape_fields(small)
     with new_folder(folder) as new:

@@ -67,4 +67,5 @@ def text(content: dict[str, Any]) -> str:
 def _about(content: dict[str, Any]) -> str:
     commit = content.get("commit") or "no checkout"
     kind = "quick" if content.get("quick") else "full" if len(content.get("sections", ())) == len(SECTIONS) else "part"
-    return f"{content['started']}, {content.get('seconds', 0):.0f} s, {kind}, commit {commit}"
+    kind += "" if content["complete"] else ", not to its end"
+    return f"{content['started']}, {content['seconds']:.0f} s, {kind}, commit {commit}"
