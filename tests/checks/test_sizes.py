@@ -57,7 +57,9 @@ def test_the_whole_card_is_a_warning_as_it_is_printed(size, severity):
 def test_host_memory_is_held_against_this_machines(monkeypatch, ram, here, severity):
     monkeypatch.setattr(memory, "host_bytes", lambda run, shape: 32 * GIB)
     monkeypatch.setattr(memory, "experience_bytes", lambda run: 0.5 * GIB)
-    found = memory._host_finding(None, None, ram * GIB, here)
+    run = SimpleNamespace(imported=0.25 * GIB if here else 0)
+    found = memory._host_finding(run, None, ram * GIB, here)
     assert found.severity == severity
     assert "32.0 GiB per node, 512 MiB of it experience" in found.text
+    assert ("and 256 MiB from exgrpo.experience.init_from" in found.text) is here
     assert f"this machine has {ram}.0 GiB" in found.text
