@@ -513,6 +513,7 @@ def test_headroom_brings_whole_groups_while_the_policy_is_near(runs, model, boun
         check(step, model, [*mixed, *([row] for group in found for row in group)], objective_of(shaping="clip"))
         seen["drawn"] += len(found)
         seen["refused"] += metrics["experience/refused_groups"]
+        assert metrics["experience/scoring_calls"] <= 2
     assert (seen["drawn"] > 0, seen["refused"] > 0) == (bound > 1, bound < 1)
 
 

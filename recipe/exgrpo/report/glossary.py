@@ -13,7 +13,7 @@ OURS = {f"experience/{name}": sentence for name, sentence in METRICS.items()} | 
     "experience/evicted/*": "Trajectories evicted in this step, by reason: age, reuse, per_question, bytes.",
     "experience/skipped_draws": "Questions that the dataset's cursor skipped: retired, or in this step already.",
     "experience/scoring_waste": "Tokens forwarded for scoring, padding included, over real tokens: 1 is no waste.",
-    "experience/scoring_calls": "Forward calls for scoring in this step: at most one for ExGRPO.",
+    "experience/scoring_calls": "Forward calls for scoring in this step: at most one for ExGRPO, two for headroom.",
     "experience/extra_rows": "Stored trajectories in this step's update on top of the batch, not in any rollout's place.",
     "batch/history_bytes": "Bytes of this step's line in history.jsonl (`exgrpo browse`), 0 where none is written.",
     "batch/pass_rate": "Mean reward of this step's fresh rollouts; what the delayed start looks at.",

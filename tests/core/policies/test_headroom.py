@@ -151,9 +151,9 @@ def test_what_has_drifted_is_refused_and_the_next_comes():
     collect(policy, {"a": 1, "b": 2, "c": 4})
     order = questions(draw(policy, budget=3 * K)[0])
     arrangement, tools = draw(policy, drift=lambda t: 0.02 if t.question == order[0] else 0.01)
-    # One after the other: two were looked at, and the third was not.
+    # Twice the budget is scored at once: two, of which the second enters; the third is not.
     assert questions(arrangement) == [order[1]]
-    assert [[t.question for t in call] for call in tools.scored] == [[order[0]] * K, [order[1]] * K]
+    assert [[t.question for t in call] for call in tools.scored] == [sorted([*[order[0]] * K, *[order[1]] * K])]
     assert (policy.metrics(2)["refused_groups"], policy.metrics(2)["candidates_scored"]) == (1, 2 * K)
     assert len(policy.store.rows(order[0])) == K  # it stays: the policy may come back to it
 
@@ -165,6 +165,27 @@ def test_when_all_have_drifted_nothing_comes_and_each_was_looked_at_once():
     assert (len(arrangement.leave), list(arrangement.place)) == (FREE, [])
     assert sorted(t.question for call in tools.scored for t in call) == ["a"] * K + ["b"] * K + ["c"] * K
     assert (policy.metrics(2)["refused_groups"], policy.metrics(2)["headroom_mean"]) == (3, 0)
+    assert list(map(len, tools.scored)) == [2 * K, K]
+
+
+def test_however_many_are_refused_two_calls_find_what_one_call_for_each_would():
+    """Against Algorithm 1 group by group: only the two nearest of twelve enter, and only what was looked at is remembered."""
+    counts = {name: 1 + i % 7 for i, name in enumerate("abcdefghijkl")}
+    near = {"d", "j"}
+    policy, by_hand = policy_of(rows={"max_drift": 0.01}), policy_of()
+    for one in (policy, by_hand):
+        collect(one, counts)
+    turns = questions(draw(by_hand, budget=len(counts) * K)[0])
+    last = max(turns.index(name) for name in near)
+    drift = lambda t: 0.0 if t.question in near else 1.0  # noqa: E731
+    arrangement, tools = draw(policy, budget=2 * K, headroom=lambda t: 0.125, drift=drift)
+    assert questions(arrangement) == [name for name in turns if name in near]
+    assert [len(call) // K for call in tools.scored] == [4, 8]
+    assert policy.metrics(2)["refused_groups"] == last - 1
+    known = StoredGroups.of(policy.store)
+    names = [policy.store.trajectory(int(rows[0])).question for rows in known.rows]
+    looked = {name: policy.known[int(group)] == 0.125 for name, group in zip(names, known.heads.group, strict=True)}
+    assert looked == {name: i <= last for i, name in enumerate(turns)}
 
 
 def test_without_the_gate_drift_does_not_matter():
@@ -194,7 +215,8 @@ def test_groups_are_not_cut(budget, groups):
     collect(policy, {"a": 1, "b": 2, "c": 4})
     arrangement, tools = draw(policy, budget=budget)
     assert (len(arrangement.leave), len(arrangement.place)) == (budget, groups * K)
-    assert sum(map(len, tools.scored)) == groups * K  # nothing is scored that cannot fit
+    assert sum(map(len, tools.scored)) == min(3, 2 * budget // K if groups else 0) * K  # nothing where nothing can fit
+    assert len(tools.scored) <= 1
 
 
 @pytest.mark.parametrize(("share", "groups"), [(0.5, 1), (1.0, 2), (0.4, 0)])
