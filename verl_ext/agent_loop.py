@@ -7,14 +7,33 @@ every request one seed, so that all members of a group would be the same respons
 
 import hashlib
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 from verl.experimental.agent_loop.agent_loop import AgentLoopOutput
 from verl.experimental.agent_loop.single_turn_agent_loop import SingleTurnAgentLoop
 
+LOOPS = Path(__file__).with_name("agent_loops.yaml")
+# Loop -> the one with sampling seeds.
+SEEDED = {"single_turn_agent": "seeded_single_turn", "tool_agent": "seeded_tool", "bounded_tool": "seeded_tool"}
 SEED_BITS = 63  # vLLM takes a signed 64-bit integer
 PERSON = b"exgrpo"  # a part of every hash: with another one, the same run would sample other responses
+
+
+def choose_loop(agent: DictConfig, seeded: bool) -> None:
+    """Make ours known in a run's `rollout.agent`, unless it names a file of loops itself, and take the seeded one if asked.
+
+    In our file tools answer in bounded time under verl's own name for its loop, `tool_agent`, too. Raises ValueError for a
+    loop that has no seeded variant.
+    """
+    if seeded:
+        chosen = agent.default_agent_loop
+        if chosen not in (*SEEDED, *SEEDED.values()):
+            raise ValueError(f"actor_rollout_ref.rollout.agent.default_agent_loop={chosen} takes no sampling seeds.")
+        agent.default_agent_loop = SEEDED.get(chosen, chosen)
+    if seeded or not agent.agent_loop_config_path:
+        agent.agent_loop_config_path = str(LOOPS)
 
 
 def request_seed(run_seed: int, step: int, question: str, session: int) -> int:

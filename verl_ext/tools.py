@@ -11,6 +11,8 @@ from omegaconf import DictConfig, OmegaConf
 from verl_ext.platform import prepare_environment
 
 SINGLE_TURN = ("single_turn_agent", "seeded_single_turn")
+# Variants of a loop that show the model the same.
+SAME = {"seeded_single_turn": "single_turn_agent", "bounded_tool": "tool_agent", "seeded_tool": "tool_agent"}
 PATHS = ("tool_config_path", "function_tool_path")
 # Keys of `rollout.multi_turn` that decide what stands in a trajectory.
 LIMITS = (
@@ -32,8 +34,8 @@ class ToolSetup:
         """That of a run configuration. The files of its tools are run, as by verl; ValueError naming the key if they cannot."""
         rollout = config.actor_rollout_ref.rollout
         limits = OmegaConf.to_container(rollout.multi_turn, resolve=True)
-        schemas = _schemas(rollout.multi_turn)
-        return cls(rollout.agent.default_agent_loop, schemas, {name: limits.get(name) for name in LIMITS})
+        agent = rollout.agent.default_agent_loop
+        return cls(SAME.get(agent, agent), _schemas(rollout.multi_turn), {name: limits.get(name) for name in LIMITS})
 
     @property
     def fingerprint(self) -> str:

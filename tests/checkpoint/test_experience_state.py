@@ -2,6 +2,7 @@
 
 import logging
 import shutil
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -175,6 +176,7 @@ CHANGES = {
     "chat_template": ({"current": current_with(template="new")}, "12 of 12 trajectories .* another chat template", STORED),
     "temperature": ({"current": current_with(temperature=0.6)}, "12 of 12 .* not sampled at temperature 0.6", STORED),
     "prompt": ({"current": current_with(other_prompt)}, "4 of 12 trajectories answer a prompt that has changed", 8),
+    "tools": ({"current": replace(NOW, tools="abc")}, "12 of 12 .* with other tools or other limits", STORED),
     "length": ({"current": current_with(longest=4)}, r"6 of 12 .* longer than data.max_response_length=4", 6),
 }  # fmt: skip
 

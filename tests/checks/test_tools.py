@@ -55,6 +55,14 @@ def test_an_unknown_loop_is_an_error_until_its_file_is_named(texts, tmp_path):
     assert texts(override, f"{AGENT}.agent_loop_config_path={tmp_path / 'loops.yaml'}") == []
 
 
+def test_a_loop_of_ones_own_takes_no_seeds(texts, tmp_path):
+    (tmp_path / "loops.yaml").write_text("- {name: mine, _target_: somewhere.Loop}\n")
+    settings = (f"{AGENT}.default_agent_loop=mine", f"{AGENT}.agent_loop_config_path={tmp_path / 'loops.yaml'}")
+    ((severity, text),) = texts(*settings, "exgrpo.runtime.seeded_rollouts=true")
+    assert severity == "error"
+    assert text.startswith("exgrpo.runtime.seeded_rollouts: ")
+
+
 @pytest.mark.parametrize("single", ["single_turn_agent", "seeded_single_turn"])
 def test_tools_that_no_rollout_uses_are_a_warning(texts, tools, single):
     ((severity, text),) = texts(f"{AGENT}.default_agent_loop={single}", tools)

@@ -86,6 +86,7 @@ OURS = {
         "seeded_rollouts": False,
         "stop_grace_s": 900.0,
         "history_mb": 64.0,
+        "tool_timeout_s": 30.0,
     },
 }
 PAPER_TRAINING = {
@@ -261,6 +262,7 @@ def test_every_ablation_is_a_value(values):
         ("exgrpo.runtime.stall_timeout_s", -1.0),
         ("exgrpo.runtime.score_max_tokens", 0),
         ("exgrpo.runtime.stop_grace_s", 0.0),
+        ("exgrpo.runtime.tool_timeout_s", 0.0),
         ("exgrpo.runtime.poll_min_s", 0.0),
         ("exgrpo.runtime.poll_min_s", 3.0),
     ],

@@ -21,6 +21,7 @@ from recipe.exgrpo.experience.rendering import Renderer
 from recipe.exgrpo.experience.sources import Source, SourceError
 from recipe.exgrpo.experience.tokenizers import load_tokenizer
 from recipe.exgrpo.experience.traces import BadTrace, Columns
+from verl_ext.tools import ToolSetup
 
 TOKENIZER = load_tokenizer(MODEL)
 
@@ -512,3 +513,22 @@ def test_a_report_is_json_and_adds_up(tmp_path):
     fates = ("imported", "bad", "unmatched", "overlong", "failures", "not_graded", "duplicates", "retired")
     assert sum(found[name] for name in fates) == found["read"] == 5
     assert found["traces_per_second"]["without_grading"] >= found["traces_per_second"]["all"] > 0
+
+
+def test_masks_and_tools_come_back_from_an_export(tmp_path):
+    """A row of a file has both; a run with other tools takes none of what they wrote."""
+    tools = ToolSetup("tool_agent", {"f": {"name": "f"}})
+    buffer, mask = ExperienceBuffer(K), [True, True, False, False, True]
+    buffer.record("2+2", 2)
+    buffer.origin = Origin("rollout", target().chat_template, 1.0, tools=tools.fingerprint)
+    ids = [*TOKENIZER("2+2", add_special_tokens=False)["input_ids"][:2], 7, 8, ids_of("=4")[-1]]
+    response = Response(ids, [-0.5, -0.25, 0.0, 0.0, -1.0], mask, prompt_of("2+2"))
+    buffer.add("2+2", response, 1.0, 3, keep_prompt=True)
+    rows = list(table.rows_of(buffer, buffer.candidates().row, None, target().tokenizer))
+    path = write(tmp_path / "all.jsonl", *rows)
+    on = target(tools=tools, function=lambda *_, **__: {"score": 1.0})
+    (found,) = stored(imported(path, on=on)[0])
+    assert (found.mask.tolist(), found.log_probs.tolist()) == (mask, [-0.5, -0.25, 0.0, 0.0, -1.0])
+    assert found.origin.tools == tools.fingerprint != ""
+    with pytest.raises(BadTrace, match=r"line 1: it was collected with other tools.*rollout\.multi_turn"):
+        imported(path, on=target())

@@ -17,6 +17,12 @@ class Row:
     reward: float
     past: torch.Tensor | None = None
     advantage: float | torch.Tensor | None = None
+    mask: tuple[int, ...] | None = None  # 1 on the tokens that the model wrote; None: all of them
+
+    @property
+    def own(self) -> torch.Tensor:
+        """Where its own tokens stand, bool [L]."""
+        return torch.ones(len(self.response), dtype=torch.bool) if self.mask is None else torch.tensor(self.mask).bool()
 
 
 @dataclass(frozen=True)
@@ -58,7 +64,7 @@ class Float64:
 
     @torch.no_grad()
     def mean_entropy(self, row: Row, temperature: float) -> float:
-        return float(self.tokens(row, temperature)[1].mean())
+        return float(self.tokens(row, temperature)[1][row.own].mean())
 
 
 @dataclass
@@ -82,8 +88,9 @@ def gradient(
             stored = row.past is not None
             w = (log_probs - (row.past if stored else old[id(row)])).exp()
             advantage = torch.as_tensor(row.reward - mean if row.advantage is None else row.advantage).expand_as(w)
-            total = total + (token_loss(w, advantage, stored, objective) - objective.entropy * entropy).sum()
-            ratios[stored].append(w.detach())
+            terms = token_loss(w, advantage, stored, objective) - objective.entropy * entropy
+            total = total + terms[row.own].sum()
+            ratios[stored].append(w.detach()[row.own])
     model.model.zero_grad()
     (total / objective.horizon / objective.rows).backward()
     found = {name: p.grad.clone() for name, p in model.model.named_parameters() if p.grad is not None}

@@ -9,6 +9,7 @@ import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import groupby
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -24,6 +25,7 @@ from recipe.exgrpo.trainer.trainer import ExGRPOTrainer
 from verl_ext.metrics_log import read_metrics
 
 K, B = 4, 4
+READ = ("response_mask", "loss_mask", "advantages", "rollout_log_probs", "num_turns", "is_replayed", "in_update")
 MODEL = "data/toy/model"
 # Question -> successes among K fresh rollouts, by session: the first ones.
 SOLVED = {"q0": 2, "q1": 1, "q2": 3, "q3": 4, "q4": 0, "q5": 2, "q6": 1, "q7": 3, "q8": 2, "q9": 1, "q10": 4, "q11": 0}
@@ -40,13 +42,14 @@ SIZES = (
 
 @dataclass(frozen=True)
 class Rollout:
-    """One scripted rollout: ids of prompt and response, its reward, and the step it was generated in."""
+    """One scripted rollout: ids of prompt and response, its reward, the step it was generated in, and 0 on a tool's tokens."""
 
     question: str
     step: int
     prompt: list[int]
     response: list[int]
     reward: float
+    mask: tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -62,12 +65,14 @@ class Update:
 class Script:
     """verl's agent loop without an engine: response and reward are functions of (question, step, session).
 
-    Those of sessions in `lost` fail. `rollouts` holds what was generated, by the key of its row.
+    Those of sessions in `lost` fail; `mask` is 0 on what a tool wrote. `rollouts` holds what was generated, by the key of its
+    row.
     """
 
     worker: object
     reward: Callable[[str, int, int], float] = lambda question, step, session: float(session < SOLVED[question])
     lost: Callable[[str, int, int], bool] = lambda question, step, session: False
+    mask: Callable[[str, int, int], tuple[int, ...] | None] = lambda question, step, session: None
     rollouts: dict[str, Rollout] = field(default_factory=dict)
     questions: dict[int, list[str]] = field(default_factory=dict)
 
@@ -89,15 +94,18 @@ class Script:
         if self.lost(question, step, session_id):
             raise RuntimeError("a session that fails")
         response = response_of(question, step, session_id)
-        rollout = Rollout(question, step, prompt_of(question), response, self.reward(question, step, session_id))
+        mask = self.mask(question, step, session_id) or (1,) * len(response)
+        reward = self.reward(question, step, session_id)
+        rollout = Rollout(question, step, prompt_of(question), response, reward, mask)
         self.rollouts[f"{columns['uid']}_{session_id}_0"] = rollout
         output = AgentLoopOutput(
             prompt_ids=rollout.prompt,
             response_ids=response,
-            response_mask=[1] * len(response),
-            response_logprobs=[-0.5 - 0.1 * i for i in range(len(response))],  # of an engine that is far off
+            response_mask=list(mask),
+            # Of an engine that is far off, and 0 where it sampled nothing.
+            response_logprobs=[-own * (0.5 + 0.1 * i) for i, own in enumerate(mask)],
             reward_score=rollout.reward,
-            num_turns=2,
+            num_turns=1 + len(list(groupby(mask))),
             metrics={"generate_sequences": 0.5},
             extra_fields={
                 "reward_extra_info": {"acc": rollout.reward},
@@ -128,6 +136,8 @@ class InProcess:
 
     def __init__(self, worker) -> None:
         self.worker, self.updates, self.rows, self.step = worker, [], {}, 0
+        self.fields: dict[int, dict[str, dict]] = {}
+        self.sequences: dict[int, float] = {}
         self._dispatch_info: dict = {}
         engine = worker.actor.engine
         guarded = engine.optimizer_step
@@ -147,10 +157,15 @@ class InProcess:
         return [0]
 
     def update_actor(self, batch):
-        """verl's; `rows` keeps the response of every row by step and key, in the order of the update."""
+        """verl's; of every row by step and key, in the order of the update: `rows` keeps the response, `fields` what else
+        the loss reads and what verl's metrics do."""
         self.step = batch.tags[0]["global_steps"]
-        data = tq.kv_batch_get(keys=batch.keys, partition_id=batch.partition_id, select_fields=["responses"])
+        data = tq.kv_batch_get(keys=batch.keys, partition_id=batch.partition_id, select_fields=["responses", *READ])
         self.rows[self.step] = {key: data["responses"][i].tolist() for i, key in enumerate(batch.keys)}
+        self.fields[self.step] = {
+            key: {name: column[i] for name, column in data.items()} for i, key in enumerate(batch.keys)
+        }
+        self.sequences[self.step] = batch.extra_info.get("sequences")
         return self.worker.update_actor(batch)
 
     def __getattr__(self, name: str):

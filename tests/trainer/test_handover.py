@@ -10,6 +10,7 @@ from types import SimpleNamespace
 import pandas as pd
 import pytest
 import torch
+from omegaconf import OmegaConf
 from tensordict import TensorDict
 from verl.utils import tensordict_utils as tu
 from whole_runs import MODEL, row_of
@@ -62,6 +63,18 @@ def test_seeded_rollouts_choose_the_agent_loop_that_seeds(trainer):
     plain = trainer().config.actor_rollout_ref.rollout.agent
     assert (agent.default_agent_loop, plain.default_agent_loop) == ("seeded_single_turn", "single_turn_agent")
     assert "seeded_single_turn" in Path(agent.agent_loop_config_path).read_text()
+
+
+@pytest.mark.parametrize(("seeded", "expected"), [("false", "tool_agent"), ("true", "seeded_tool")])
+def test_a_run_with_tools_gets_the_loop_that_bounds_them(trainer, seeded, expected):
+    key = "actor_rollout_ref.rollout.agent"
+    found = trainer(f"{key}.default_agent_loop=tool_agent", f"exgrpo.runtime.seeded_rollouts={seeded}").config
+    agent = found.actor_rollout_ref.rollout.agent
+    (loop,) = [one for one in OmegaConf.load(agent.agent_loop_config_path) if one.name == agent.default_agent_loop]
+    assert loop.name == expected
+    assert loop._target_ == "verl_ext.tool_loop.BoundedToolAgentLoop"
+    own = trainer(f"{key}.agent_loop_config_path=loops.yaml").config.actor_rollout_ref.rollout.agent
+    assert own.agent_loop_config_path == "loops.yaml"
 
 
 def test_the_run_waits_for_rollouts_and_weights_as_long_as_it_says(trainer, transfer_queue):

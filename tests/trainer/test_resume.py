@@ -307,6 +307,43 @@ def test_another_template_is_refused_with_the_prompts_that_it_makes(make_trainer
         load(changed, 4)
 
 
+TOOL = """
+from verl.tools.function_tool import function_tool
+
+@function_tool
+def {name}(expression: str) -> str:
+    \"\"\"A calculator.
+
+    Args:
+        expression: {what}.
+    \"\"\"
+    return expression
+"""
+
+
+def test_other_tools_are_refused_by_the_key_that_accepts_them(make_trainer, saved, tmp_path):
+    """The toy's template does not show tools, so that prompts are the same; a schema, not a path, is what counts."""
+    multi_turn = "actor_rollout_ref.rollout.multi_turn"
+    loop = "actor_rollout_ref.rollout.agent.default_agent_loop=tool_agent"
+
+    def made(name, what, *overrides):
+        path = tmp_path / f"{name}.py"
+        path.write_text(TOOL.format(name=name, what=what))
+        return make_trainer(20, "exgrpo.rank=random", loop, f"{multi_turn}.function_tool_path={path}", *overrides)
+
+    with pytest.raises(MismatchedState, match=r"with other tools.*exgrpo\.resume_allow=\[tools\] accepts it"):
+        load(made("resumed_a", "a sum"), 4)
+    accepted = made("resumed_b", "a sum", "exgrpo.resume_allow=[tools]")
+    load(accepted, 4)
+    assert accepted.policy.metrics(4)["buffer_trajectories"] == saved.policy.metrics(4)["buffer_trajectories"] > 0
+    assert accepted.policy.store.origin.tools
+    accepted.global_steps = 4
+    run(accepted, 1, np.random.default_rng(1))
+    accepted.experience.save(5, accepted.policy)
+    with pytest.raises(MismatchedState, match=r"resume_allow=\[tools\]"):
+        load(made("resumed_c", "a product"), 5)
+
+
 def test_the_same_prompts_are_accepted_without_a_word(make_trainer, saved):
     same = make_trainer(20, "exgrpo.rank=random")
     load(same, 4)

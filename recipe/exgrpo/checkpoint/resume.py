@@ -23,18 +23,19 @@ class Current:
     """What the run that resumes would have its rollouts answer.
 
     `chat_template` is a SHA-256, `max_response_length` in tokens; `prompt_hash` gives the `core.buffer.prompt_hash` of a
-    question of today's dataset.
+    question of today's dataset; `tools` is the fingerprint of what tools show the model ("" without).
     """
 
     chat_template: str
     temperature: float
     max_response_length: int
     prompt_hash: Callable[[str], int]
+    tools: str = ""
 
     @property
     def origin(self) -> Origin:
         """What new rollouts are stamped with."""
-        return Origin("rollout", self.chat_template, self.temperature)
+        return Origin("rollout", self.chat_template, self.temperature, tools=self.tools)
 
 
 @dataclass(frozen=True)
@@ -98,6 +99,13 @@ def _trajectory_differences(buffer: ExperienceBuffer, current: Current) -> Itera
     # What was imported was never sampled by this run, and its temperature says nothing about a change.
     other_temperature = np.array(
         [o.source == "rollout" and o.temperature != current.temperature for o in origins], bool
+    )
+    # Of an import it may not be known what tools answered.
+    other_tools = np.array(
+        [o.tools != current.tools and (o.source == "rollout" or bool(o.tools)) for o in origins], bool
+    )
+    yield from difference(
+        "tools", other_tools[origin], "were collected with other tools or other limits on their turns"
     )
     yield from difference("chat_template", other_template[origin], "were collected with another chat template")
     yield from difference(

@@ -13,6 +13,7 @@ from recipe.exgrpo.checks.run import Run
 from recipe.exgrpo.presets.paper_settings import flatten
 from recipe.exgrpo.runs.record import RecordError, last_config, starts
 from verl_ext.files import sha256_of
+from verl_ext.tools import LIMITS
 
 # What makes it another experiment: name in exgrpo.resume_allow -> keys, or beginnings of keys that end in a dot or underscore.
 EXPERIMENT = {
@@ -43,6 +44,10 @@ EXPERIMENT = {
     ),
     "temperature": tuple(f"actor_rollout_ref.rollout.{key}" for key in ("temperature", "top_p", "top_k")),
     "length": ("data.max_prompt_length", "data.max_response_length"),
+    "tools": (
+        "actor_rollout_ref.rollout.agent.default_agent_loop",
+        *(f"actor_rollout_ref.rollout.multi_turn.{name}" for name in LIMITS),
+    ),
     "reward": (
         *("reward.custom_reward_function.path", "reward.custom_reward_function.name"),
         *(f"reward.custom_reward_function.reward_kwargs.{key}" for key in ("think_", "rules_module")),

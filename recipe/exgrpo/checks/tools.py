@@ -40,6 +40,10 @@ def tool_findings(run: Run) -> Iterator[Finding]:
             f"{AGENT}.default_agent_loop={chosen} is not one of {', '.join(agent_loops(run))}; name the loop's file in "
             f"{AGENT}.agent_loop_config_path."
         )
+    elif run.settings.runtime.seeded_rollouts and chosen not in (*SINGLE_TURN, *TOOL_AGENTS):
+        yield error(
+            f"exgrpo.runtime.seeded_rollouts: {AGENT}.default_agent_loop={chosen} takes no seeds; set it to false."
+        )
     elif chosen in TOOL_AGENTS and not any(paths.values()):
         yield error(f"{AGENT}.default_agent_loop={chosen} has no tools: set {' or '.join(paths)}.")
     elif chosen in SINGLE_TURN and any(paths.values()):

@@ -17,7 +17,7 @@ EVICTIONS = ("oldest", "highest_entropy", "most_reused")
 # What may have changed on resume, by name: of stored experience (checkpoint/resume.py) and of the run (checks/resume.py).
 FINGERPRINT = (
     *("model", "tokenizer", "group_size", "policy", "chat_template", "prompt", "temperature", "length"),
-    *("data", "loss", "reward"),
+    *("data", "loss", "reward", "tools"),
 )
 LOG_PROB_DTYPES = ("float32", "float16")
 BANDS = ("easy", "medium", "hard")
@@ -286,7 +286,7 @@ class RuntimeConfig:
     a sampling seed of its own from (seed, step, question, session), so that a run can be repeated; slower on GPUs.
     `stop_grace_s`: seconds that SIGTERM, SIGINT and SIGUSR1 leave a run to finish its step and save; null: as long as it takes.
     `history_mb`: largest size of `history.jsonl`, outcomes and replay decisions of every step for `exgrpo browse`; beyond it
-    the oldest half goes. null: none is written.
+    the oldest half goes. null: none is written. `tool_timeout_s`: seconds that a call of a tool may take.
     """
 
     max_grad_norm: float | None = 500.0
@@ -297,10 +297,12 @@ class RuntimeConfig:
     seeded_rollouts: bool = False
     stop_grace_s: float | None = 900.0
     history_mb: float | None = 64.0
+    tool_timeout_s: float = 30.0
 
     def __post_init__(self) -> None:
         for name in ("max_grad_norm", "stall_timeout_s", "score_max_tokens", "stop_grace_s", "history_mb"):
             _positive_or_none(f"exgrpo.runtime.{name}", getattr(self, name))
+        _require(self.tool_timeout_s > 0, f"exgrpo.runtime.tool_timeout_s must be positive; got {self.tool_timeout_s}.")
         _require(
             0 < self.poll_min_s <= self.poll_max_s,
             f"exgrpo.runtime.poll_min_s must be positive and at most poll_max_s ({self.poll_max_s}); "

@@ -85,11 +85,12 @@ def sft_rows(
 ) -> Iterator[dict]:
     """One conversation for each success: `messages` (prompt and assistant turn), and where it comes from.
 
-    Those of questions that `prompts` (chat messages by question id) does not have are left out.
+    Those of questions that `prompts` (chat messages by question id) does not have are left out, and so are those with tool
+    turns, of which one assistant message would teach the tools' words.
     """
     for handle in chosen.row[chosen.reward > PASSED].tolist():
         found = buffer.trajectory(handle)
-        if found.question in prompts:
+        if found.question in prompts and found.mask.all():
             yield {
                 "messages": [*prompts[found.question], _turn(decode(found.token_ids.tolist()))],
                 "question": found.question,
@@ -106,9 +107,10 @@ def preference_rows(
 ) -> Iterator[dict]:
     """At most `pairs` pairs of a success and a failure of one question: `prompt`, `chosen`, `rejected` as messages.
 
-    No trajectory is in two pairs of its question; the newest come first.
+    No trajectory is in two pairs of its question; the newest come first. Those with tool turns are in none.
     """
-    for question, (won, lost) in _by_outcome(buffer, chosen).items():
+    plain = chosen[[buffer.trajectory(int(row)).mask.all() for row in chosen.row]]
+    for question, (won, lost) in _by_outcome(buffer, plain).items():
         for good, bad in list(zip(won[::-1], lost[::-1], strict=False))[:pairs]:
             if question in prompts:
                 first, second = buffer.trajectory(good), buffer.trajectory(bad)

@@ -211,6 +211,8 @@ class Importer:
 
     def _as_stored(self, question: str, trace: Trace) -> Rendered:
         """Log-probs hold for the prompt they were measured on; of another prompt's there are none."""
+        if trace.tools and trace.tools != self.target.tools.fingerprint:
+            raise ValueError("it was collected with other tools than this run's (rollout.multi_turn)")
         prompt = self._prompt(question)
         same = trace.prompt_hash in (0, prompt_hash(prompt)) and trace.behaviour != ONE
         log_probs = trace.log_probs if same else None
@@ -218,8 +220,9 @@ class Importer:
 
     def _prompt(self, question: str) -> np.ndarray:
         if question not in self._prompts:
-            messages = self.target.questions.messages(question)
-            self._prompts[question] = self.target.renderer.prompt_ids(messages)
+            questions = self.target.questions
+            tools = self.target.tools.shown(questions.rows[question])
+            self._prompts[question] = self.target.renderer.prompt_ids(questions.messages(question), tools)
         return self._prompts[question]
 
     def _fitting(self, rendered: Iterable[Rendered]) -> Iterator[Rendered]:
@@ -299,7 +302,9 @@ class Importer:
 
     def _origin(self, one: Rendered, source: str) -> Origin:
         temperature = self.target.temperature if one.trace.temperature is None else one.trace.temperature
-        found = Origin(source, self.target.chat_template, temperature, one.behaviour)
+        answered = one.mask is not None and not one.mask.all()
+        tools = self.target.tools.fingerprint if answered else ""
+        found = Origin(source, self.target.chat_template, temperature, one.behaviour, tools)
         self._origins.add(found)
         if len(self._origins) > MAX_ORIGINS:
             raise one.trace.place.bad(f"more than {MAX_ORIGINS} different sources or temperatures")

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-Render = Callable[[list[dict[str, str]]], Sequence[int]]
+Render = Callable[..., Sequence[int]]  # (messages, tools=schemas or None)
 # A chat template may open the assistant's turn with the thought, and a written trace begin with it once more.
 OPENINGS = ("<think>\n", "<think>")
 
@@ -31,9 +31,11 @@ class Renderer:
         self.special = frozenset(tokenizer.all_special_ids)
         self._opening: str | None = None
 
-    def prompt_ids(self, messages: list[dict[str, str]]) -> np.ndarray:
-        """Ids of a prompt with the assistant's turn opened, int32 [P]."""
-        return np.asarray(self.render(messages), np.int32)
+    def prompt_ids(
+        self, messages: list[dict[str, str]], tools: Sequence[Mapping[str, Any]] | None = None
+    ) -> np.ndarray:
+        """Ids of a prompt that shows the schemas `tools`, with the assistant's turn opened, int32 [P]."""
+        return np.asarray(self.render(messages, tools=tools), np.int32)
 
     def response_ids(self, texts: Sequence[str], messages: list[dict[str, str]], limit: int) -> list[np.ndarray]:
         """Ids of responses, int32 [L] each with the end of turn. `messages` is the prompt of any question of the run.
@@ -103,8 +105,11 @@ class Renderer:
         """Text without special tokens, as the reward sees it."""
         return self.tokenizer.decode(ids.tolist(), skip_special_tokens=True)
 
-    def _rendered(self, messages: list[dict[str, str]]) -> Sequence[int]:
-        ids = self.tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=True, **self.arguments)
+    def _rendered(
+        self, messages: list[dict[str, str]], tools: Sequence[Mapping[str, Any]] | None = None
+    ) -> Sequence[int]:
+        arguments = self.arguments | {"tools": tools, "add_generation_prompt": True, "tokenize": True}
+        ids = self.tokenizer.apply_chat_template(messages, **arguments)
         return ids["input_ids"] if isinstance(ids, Mapping) or hasattr(ids, "input_ids") else ids
 
     def _opened(self, messages: list[dict[str, str]]) -> str:

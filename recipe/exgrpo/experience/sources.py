@@ -105,6 +105,7 @@ def trace_of(
         source=source,
         behaviour=found.origin.behaviour,
         temperature=found.origin.temperature,
+        tools=found.origin.tools,
         birth_step=found.birth_step,
         count=buffer.latest_count(found.question),
         group_size=buffer.group_size,

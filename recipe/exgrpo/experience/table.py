@@ -31,7 +31,8 @@ def schema(decoded: bool):
             "birth_step": pa.int32(), "use_count": pa.int32(), "entropy": pa.float32(), "nll": pa.float32(),
             "drift": pa.float32(), "group": pa.int32(), "group_successes": pa.int16(), "group_size": pa.int16(),
             "advantage": pa.float64(), "source": pa.string(), "behaviour": pa.string(), "chat_template": pa.string(),
-            "temperature": pa.float64(), "prompt_hash": pa.string(), "length": pa.int32(), "prompt_ids": pa.list_(pa.int32()),
+            "temperature": pa.float64(), "tools": pa.string(), "prompt_hash": pa.string(), "length": pa.int32(),
+            "prompt_ids": pa.list_(pa.int32()),
             "token_ids": pa.list_(pa.int32()), "log_probs": pa.list_(pa.float32()), "mask": pa.list_(pa.bool_()),
             "state_group_size": pa.int16(), "tokenizer": pa.string(),
         } | ({"text": pa.string()} if decoded else {})

@@ -1,7 +1,7 @@
 """What traces are to become part of: the questions, tokenizer, template, reward and limits of a run."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from recipe.exgrpo.experience.questions import Questions
 from recipe.exgrpo.experience.rendering import Render, Renderer
 from recipe.exgrpo.experience.tokenizers import load_tokenizer
 from verl_ext.dataset import paths_of, rows_by_question
+from verl_ext.tools import ToolSetup
 
 
 @dataclass(frozen=True)
@@ -20,7 +21,8 @@ class Target:
     """A run as an import sees it.
 
     `tokenizer` and `chat_template` are fingerprints, `temperature` that of its rollouts; `max_prompt` and `max_response` in
-    tokens; `born` is the birth step of what comes in (None: its own); `vocabulary` the number of token ids.
+    tokens; `born` is the birth step of what comes in (None: its own); `vocabulary` the number of token ids; `tools` are those
+    that its prompts show.
     """
 
     questions: Questions
@@ -33,6 +35,7 @@ class Target:
     max_response: int
     vocabulary: int
     born: int | None = None
+    tools: ToolSetup = field(default_factory=ToolSetup)
 
     @classmethod
     def of(
@@ -62,6 +65,7 @@ class Target:
             max_prompt=config.data.max_prompt_length,
             max_response=config.data.max_response_length,
             vocabulary=len(tokenizer),
+            tools=ToolSetup.of(config),
             **changes,
         )
 

@@ -72,6 +72,7 @@ class Trace:
     count: int | None = None
     group_size: int = 0
     provenance: Provenance = field(default_factory=Provenance)
+    tools: str | None = None  # fingerprint of those that answered it, as in `core.buffer.Origin`
 
 
 @dataclass(frozen=True)
@@ -178,6 +179,7 @@ def _known(row: Mapping[str, Any], place: Place) -> dict[str, Any]:
         "tokenizer": _text(row, "tokenizer", place),
         "prompt_hash": _hash(row, place),
         "source": _text(row, "source", place),
+        "tools": _text(row, "tools", place),
         "behaviour": behaviour,
         "temperature": _number(row, "temperature", None, place, low=0.0),
         "birth_step": _integer(row, "birth_step", 0, place),

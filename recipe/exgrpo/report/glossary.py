@@ -18,6 +18,9 @@ OURS = {f"experience/{name}": sentence for name, sentence in METRICS.items()} | 
     "batch/history_bytes": "Bytes of this step's line in history.jsonl (`exgrpo browse`), 0 where none is written.",
     "batch/pass_rate": "Mean reward of this step's fresh rollouts; what the delayed start looks at.",
     "batch/questions": "Groups in this step's batch.",
+    "batch/turns_mean": "Mean chat turns of a rollout, prompt included: 2 without tools.",
+    "batch/tool_failures": "Calls of tools that raised, or gave no answer in time (`exgrpo.runtime.tool_timeout_s`): their "
+    "rollouts read an error.",
     "batch/solve_all": "Groups all of whose fresh rollouts succeeded.",
     "batch/solve_none": "Groups none of whose fresh rollouts succeeded.",
     "batch/rows_out_of_update": "Trajectories in no loss term that still count in its denominator (masked, rows not refilled).",

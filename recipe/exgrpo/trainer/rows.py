@@ -90,6 +90,13 @@ def read_outcomes(keys: list[str], partition_id: str) -> tuple[dict[str, float],
     return rewards, [item.get("reward_extra_info") or {} for item in fields]
 
 
+def read_turns(keys: list[str], partition_id: str) -> tuple[list[int], int]:
+    """Chat turns of each rollout (verl's `num_turns`), and how many calls of tools failed in all of them."""
+    data = tq.kv_batch_get(keys=keys, partition_id=partition_id, select_fields=["num_turns", "extra_fields"])
+    turns, fields = ([getattr(item, "data", item) for item in data[name]] for name in ("num_turns", "extra_fields"))
+    return [int(n) for n in turns], sum(int(item.get("tool_failures", 0)) for item in fields)
+
+
 def read_prompts(keys: list[str], partition_id: str) -> list[torch.Tensor]:
     """Prompt ids of some rows, int64 [P] each."""
     data = tq.kv_batch_get(keys=keys, partition_id=partition_id, select_fields=["prompts"])
@@ -124,6 +131,11 @@ def check_supported(row: Mapping, key: str) -> None:
         value = row.get(name)
         if isinstance(value, torch.Tensor) or getattr(value, "data", value):
             raise NotImplementedError(f"rollout {key} brings {name}, and ExGRPO stores text and masks only: {setting}.")
+
+
+def require_text(key: str, partition_id: str) -> None:
+    """Raise NotImplementedError where a rollout has more than text (`check_supported`)."""
+    check_supported(read_rows([key], partition_id)[0], key)
 
 
 def check_outputs(keys: Iterable[str]) -> None:

@@ -19,6 +19,7 @@ from recipe.exgrpo.trainer.rows import (
     read_entropies,
     read_outcomes,
     read_responses,
+    read_turns,
     response_of,
 )
 from recipe.exgrpo.trainer.stored_rows import Joined, exchange, inject
@@ -38,6 +39,8 @@ class Step:
     groups: list[Group] = field(default_factory=list)
     keys: list[list[str]] = field(default_factory=list)
     infos: list[dict] = field(default_factory=list)
+    turns: list[int] = field(default_factory=list)
+    tool_failures: int = 0
     joined: list[Joined] = field(default_factory=list)
     placed: list[Trajectory] = field(default_factory=list)
     advantages: dict[str, float | np.ndarray] = field(default_factory=dict)
@@ -57,6 +60,7 @@ class Step:
         check_outputs(batch.keys)
         groups = ordered_groups(batch.keys, self.slots)
         rewards, self.infos = read_outcomes(batch.keys, batch.partition_id)
+        self.turns, self.tool_failures = read_turns(batch.keys, batch.partition_id)
         self.keys = list(groups.values())
         self.groups = [
             Group(self.slots[uid].question, [rewards[key] for key in keys], planned=self.slots[uid].planned)
@@ -125,6 +129,10 @@ class Step:
 
     def key(self, member: Member) -> str:
         return self.keys[member[0]][member[1]]
+
+    def tool_metrics(self) -> dict[str, float]:
+        """Over fresh rollouts: their chat turns, and calls of tools that failed."""
+        return {"batch/turns_mean": float(np.mean(self.turns)), "batch/tool_failures": float(self.tool_failures)}
 
     def history(self, choices: Sequence[Choice], threshold: float) -> dict:
         """What history.jsonl keeps of a finished step: outcome of every group, what was replayed, and what competed for it."""

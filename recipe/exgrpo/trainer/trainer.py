@@ -28,7 +28,6 @@ from verl.utils.debug.metrics import calculate_debug_metrics
 from verl.utils.tracking import Tracking
 from verl.workers.engine_workers import ActorRolloutRefWorker
 
-import verl_ext
 from recipe.exgrpo.checkpoint.experience_state import ExperienceState
 from recipe.exgrpo.core.buffer import Trajectory
 from recipe.exgrpo.core.config import ExGRPOConfig
@@ -43,7 +42,7 @@ from recipe.exgrpo.trainer.cursor import Cursor
 from recipe.exgrpo.trainer.extra_rows import Layout
 from recipe.exgrpo.trainer.objective import ESTIMATOR, exgrpo_loss, replay_metrics
 from recipe.exgrpo.trainer.prompts import current_answers, prompt_builder
-from recipe.exgrpo.trainer.rows import read_prompts, write_advantages
+from recipe.exgrpo.trainer.rows import read_prompts, require_text, write_advantages
 from recipe.exgrpo.trainer.scoring import Candidate, ForwardBudget, behaviour_log_probs, score_candidates
 from recipe.exgrpo.trainer.step import Step, batch_metrics
 from recipe.exgrpo.trainer.stored_rows import write_behaviour_log_probs
@@ -51,6 +50,7 @@ from recipe.exgrpo.trainer.validation import pass_rates
 from recipe.exgrpo.trainer.warm_start import by_actor, warm_start
 from recipe.exgrpo.trainer.worker import ExGRPOWorker
 from verl_ext import polling
+from verl_ext.agent_loop import choose_loop
 from verl_ext.dataset import index_questions
 from verl_ext.metrics_log import JsonlLogger
 from verl_ext.platform import assert_platform
@@ -59,7 +59,6 @@ from verl_ext.rewards.metrics import reward_metrics
 from verl_ext.watchdog import Watchdog
 
 logger = logging.getLogger(__name__)
-AGENT_LOOPS = Path(verl_ext.__file__).with_name("agent_loops.yaml")
 
 
 @register_trainer("exgrpo")
@@ -84,9 +83,7 @@ class ExGRPOTrainer(PPOTrainerSync):
             config.algorithm.adv_estimator = "grpo" if self.policy.loss is None else ESTIMATOR
             if self.policy.by_std:
                 config.algorithm.norm_adv_by_std_in_grpo = True
-            if self.settings.runtime.seeded_rollouts:
-                config.actor_rollout_ref.rollout.agent.default_agent_loop = "seeded_single_turn"
-                config.actor_rollout_ref.rollout.agent.agent_loop_config_path = str(AGENT_LOOPS)
+            choose_loop(config.actor_rollout_ref.rollout.agent, self.settings.runtime.seeded_rollouts)
         super().__init__(config)
 
     # ---- set-up ----------------------------------------------------------------------------------------------------
@@ -188,6 +185,8 @@ class ExGRPOTrainer(PPOTrainerSync):
 
     def _balance_batch(self, batch: KVBatchMeta, metrics: dict, **kwargs) -> KVBatchMeta:
         self.current.open(batch)
+        if self.policy.store is not None:
+            require_text(batch.keys[0], batch.partition_id)
         if self.policy.loss is None:
             batch = self.current.in_order(batch)
         else:
@@ -300,7 +299,7 @@ class ExGRPOTrainer(PPOTrainerSync):
         step = self.current
         self.policy.finish(step.groups, self._tools, self.global_steps, step.pass_rate)
         threshold = self.settings.bookkeeping.success_threshold
-        metrics = batch_metrics(step.groups, threshold) | reward_metrics(step.infos)
+        metrics = batch_metrics(step.groups, threshold) | step.tool_metrics() | reward_metrics(step.infos)
         metrics["batch/rows_out_of_update"] = float(step.rows_out)
         metrics["batch/rows_out_of_denominator"] = float(step.rows_uncounted)
         metrics["batch/rows_updated"] = float(step.rows - step.rows_out + step.extra_rows)

@@ -110,6 +110,17 @@ def test_tokens_that_the_model_did_not_write_are_masked(dtype, restored):
             buffer.add("q", Response([1, 2, 9], junk, mask=wrong), 1.0, 0)
 
 
+def test_ids_under_one_digest_are_told_apart_by_their_masks(monkeypatch):
+    """The digest has the mask in it, and what it is of decides."""
+    monkeypatch.setattr("recipe.exgrpo.core.buffer.experience.digest", lambda ids, mask: 7)
+    buffer = make_buffer()
+    for mask in (None, [True, False, True]):
+        assert buffer.add("q", Response([1, 2, 3], [-1.0, -1.0, -1.0], mask), 1.0, 0)
+        assert not buffer.add("q", Response([1, 2, 3], [-1.0, -1.0, -1.0], mask), 1.0, 0)
+    found = [buffer.trajectory(row) for row in buffer.rows("q")]
+    assert [(one.turns, one.tool_tokens) for one in found] == [(2, 0), (4, 1)]
+
+
 def test_a_mask_costs_nothing_and_a_prompt_its_tokens():
     plain, masked = Response([1, 2], [-1, -1]), Response([1, 2], [-1, -1], [True, False])
     sizes = []

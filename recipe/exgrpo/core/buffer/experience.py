@@ -148,8 +148,8 @@ class ExperienceBuffer:
         keep_prompt: bool = False,
         keep_duplicates: bool = False,
     ) -> bool:
-        """Store a trajectory that was collected at `step`. False when the same ids under the same mask are stored already, which
-        is checked unless `keep_duplicates`; `keep_prompt` stores the prompt's ids beside its hash.
+        """Store a trajectory that was collected at `step`. False when the same ids under one mask are stored already, which is
+        checked unless `keep_duplicates`; `keep_prompt` stores the prompt's ids beside its hash.
 
         With `log_prob_dtype: float16` a log-prob x is kept within 2^-11 |x| + 2^-25 (so w* = pi_theta/pi_past within
         0.05 % for |x| <= 1, 0.8 % at x = -16). Raises ValueError naming the question for a retired question, ragged or

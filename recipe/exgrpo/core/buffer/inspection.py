@@ -106,6 +106,7 @@ def record(buffer: ExperienceBuffer, trajectory: Trajectory, decode: Callable[[l
         "behaviour": trajectory.origin.behaviour,
         "chat_template": trajectory.origin.chat_template,
         "temperature": trajectory.origin.temperature,
+        "tools": trajectory.origin.tools,
         "prompt_hash": f"{trajectory.prompt_hash:016x}",
         "length": len(ids),
         "prompt_ids": trajectory.prompt_ids.tolist(),
