@@ -11,7 +11,7 @@ the shipped one bit by bit).
 import argparse
 import json
 import sys
-import tempfile
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,10 +19,11 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that the file also runs as a script
 
-from data import toy_task
+from data import base_model, toy_task
+from data.base_model import Demonstration, described, fit, make_model, padded, save
 from data.toy_task import Noise, Question, make_questions, render_question, render_solution
 from verl_ext.dataset import verl_row
-from verl_ext.files import move_durably, replacing, write_atomically
+from verl_ext.files import replacing, write_atomically
 
 TRAIN_QUESTIONS, HELDOUT_QUESTIONS, DATA_SEED = 512, 128, 0
 CHAT_TEMPLATE = (
@@ -65,59 +66,19 @@ def row_of(question: Question, split: str, index: int) -> dict:
     return verl_row(toy_task.DATA_SOURCE, prompt, toy_task.answer(question), toy_task.question_id(text), split, index)
 
 
-def write_parquet(questions: list[Question], split: str, path: Path) -> None:
+def write_parquet(rows: list[dict], path: Path) -> None:
     """Rows in verl's schema."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    table = pa.Table.from_pylist([row_of(q, split, i) for i, q in enumerate(questions)])
+    table = pa.Table.from_pylist(rows)
     with replacing(path) as new:
         pq.write_table(table, new)
 
 
 def make_tokenizer():
-    """Byte-level BPE in Qwen2's form: 256 bytes, the merges that build WORDS, three special tokens."""
-    from tokenizers import pre_tokenizers
-    from transformers import Qwen2Tokenizer
-
-    merges = {(word[:i], word[i]): None for word in WORDS for i in range(1, len(word))}
-    tokens = [*sorted(pre_tokenizers.ByteLevel.alphabet()), *dict.fromkeys(left + right for left, right in merges)]
-    tokenizer = Qwen2Tokenizer(
-        vocab={token: i for i, token in enumerate(tokens)},
-        merges=list(merges),
-        unk_token="<|endoftext|>",
-        pad_token="<|endoftext|>",
-        eos_token="<|im_end|>",
-        additional_special_tokens=["<|im_start|>"],
-        model_max_length=512,
-    )
-    tokenizer.chat_template = CHAT_TEMPLATE
-    return tokenizer
-
-
-def make_model(tokenizer):
-    """A randomly initialised Qwen2 of 0.33M float32 parameters (head size 32, which vLLM's CPU attention supports)."""
-    from transformers import Qwen2Config, Qwen2ForCausalLM
-
-    config = Qwen2Config(
-        vocab_size=len(tokenizer),
-        hidden_size=128,
-        intermediate_size=256,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=512,
-        tie_word_embeddings=True,
-        use_sliding_window=False,
-        bos_token_id=None,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
-        dtype="float32",
-    )
-    model = Qwen2ForCausalLM(config).float()
-    model.generation_config.eos_token_id = tokenizer.eos_token_id
-    model.generation_config.pad_token_id = tokenizer.pad_token_id
-    return model
+    """The tokenizer of the shipped model."""
+    return base_model.make_tokenizer(WORDS, CHAT_TEMPLATE)
 
 
 def encode_prompt(tokenizer, question: Question) -> list[int]:
@@ -128,26 +89,18 @@ def encode_prompt(tokenizer, question: Question) -> list[int]:
 
 def demonstration_batch(tokenizer, questions: list[Question], noise: Noise, rng: np.random.Generator):
     """`input_ids`, `labels`: int64 [len(questions), longest], right-padded; only solutions and end of turn are learnt."""
-    import torch
-
-    pairs = []
+    demonstrations = []
     for question in questions:
         solution = tokenizer(render_solution(question, noise, rng)).input_ids
-        pairs.append((encode_prompt(tokenizer, question), [*solution, tokenizer.eos_token_id]))
-    longest = max(len(prompt) + len(solution) for prompt, solution in pairs)
-    input_ids = torch.full((len(pairs), longest), tokenizer.pad_token_id)
-    labels = torch.full((len(pairs), longest), -100)
-    for i, (prompt, solution) in enumerate(pairs):
-        end = len(prompt) + len(solution)
-        input_ids[i, :end] = torch.tensor(prompt + solution)
-        labels[i, len(prompt) : end] = torch.tensor(solution)
-    return input_ids, labels
+        prompt, response = encode_prompt(tokenizer, question), [*solution, tokenizer.eos_token_id]
+        learnt = [False] * len(prompt) + [True] * len(response)
+        demonstrations.append(Demonstration([*prompt, *response], learnt))
+    return padded(demonstrations, tokenizer.pad_token_id)
 
 
 def train(recipe: Recipe):
     """(model, tokenizer) after supervised training on fresh questions, none of them in the default splits."""
     import torch
-    from tqdm import tqdm
 
     torch.set_num_threads(1)
     torch.manual_seed(recipe.seed)
@@ -156,23 +109,17 @@ def train(recipe: Recipe):
     tokenizer = make_tokenizer()
     model = make_model(tokenizer)
     steps = recipe.clean_steps + recipe.noisy_steps
-    optimizer = torch.optim.AdamW(model.parameters(), lr=recipe.learning_rate, betas=(0.9, 0.98), weight_decay=0.01)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, recipe.learning_rate, total_steps=steps, pct_start=0.1)
     noisy = Noise(recipe.slip_easy, recipe.slip_hard, recipe.stop)
-    progress = tqdm(range(steps), desc="training", unit="step")
-    for step in progress:
-        questions = make_questions(recipe.batch_size, rng, exclude=kept_out)
-        noise = noisy if step >= recipe.clean_steps else Noise()
-        input_ids, labels = demonstration_batch(tokenizer, questions, noise, rng)
-        # Right padding under a causal mask: real tokens never see it, so no attention mask is needed.
-        loss = model(input_ids=input_ids, labels=labels).loss
-        optimizer.zero_grad()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        schedule.step()
-        if step % 20 == 0:
-            progress.set_postfix(loss=f"{loss.item():.3f}")
+    batches = (
+        demonstration_batch(
+            tokenizer,
+            make_questions(recipe.batch_size, rng, exclude=kept_out),
+            noisy if step >= recipe.clean_steps else Noise(),
+            rng,
+        )
+        for step in range(steps)
+    )
+    fit(model, batches, steps, recipe.learning_rate)
     return model.eval(), tokenizer
 
 
@@ -211,23 +158,12 @@ def sample_responses(model, tokenizer, questions: list[Question], group_size: in
     return tokenizer.batch_decode(output[:, prompts["input_ids"].shape[1] :], skip_special_tokens=True)
 
 
-def save(model, tokenizer, out: Path) -> None:
-    """Write the Hugging Face folder file by file over `out`, each complete before it gets its name."""
-    out.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=out.parent) as scratch:
-        model.save_pretrained(scratch)
-        tokenizer.save_pretrained(scratch)
-        for file in Path(scratch).iterdir():
-            file.chmod(0o644)  # safetensors writes 0600
-            move_durably(file, out / file.name)
-
-
 def main_data(args: argparse.Namespace) -> None:
     train_split, heldout = make_splits(args.train, args.heldout, args.seed)
     args.out.mkdir(parents=True, exist_ok=True)
     for split, questions in (("train", train_split), ("heldout", heldout)):
         path = args.out / f"{split}.parquet"
-        write_parquet(questions, split, path)
+        write_parquet([row_of(q, split, i) for i, q in enumerate(questions)], path)
         print(f"{path}: {len(questions)} questions")
     rows = [{"prompt": render_question(q), "response": render_solution(q), "source": "teacher"} for q in train_split]
     write_atomically(args.out / "traces.jsonl", "".join(f"{json.dumps(row)}\n" for row in rows))
@@ -238,9 +174,7 @@ def main_model(args: argparse.Namespace) -> None:
     save(model, tokenizer, args.out)
     print(f"{args.out}: {sum(p.numel() for p in model.parameters()):,} parameters, {len(tokenizer)} tokens")
     for split, questions in zip(("train", "heldout"), make_splits(), strict=True):
-        counts = success_counts(model, tokenizer, questions)
-        histogram = np.bincount(counts, minlength=9)
-        print(f"{split}: pass rate {counts.mean() / 8:.3f}, questions per success count 0..8: {histogram.tolist()}")
+        print(described(split, success_counts(model, tokenizer, questions), 8))
 
 
 def positive_int(text: str) -> int:
@@ -250,19 +184,22 @@ def positive_int(text: str) -> int:
     return value
 
 
-def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def parse_args(
+    argv: list[str] | None = None, doc: str = __doc__, run_data: Callable = main_data, run_model: Callable = main_model
+) -> argparse.Namespace:
+    """Modes `data` and `model`; the chosen one's function is in `run`."""
+    parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
     modes = parser.add_subparsers(dest="mode", required=True)
-    data = modes.add_parser("data", help="train.parquet, heldout.parquet, and traces.jsonl of a perfect teacher")
+    data = modes.add_parser("data", help="train.parquet, heldout.parquet and what else there is")
     data.add_argument("--out", type=Path, required=True, help="folder, made if missing")
     data.add_argument("--train", type=positive_int, default=TRAIN_QUESTIONS, help="training questions (%(default)s)")
     data.add_argument("--heldout", type=positive_int, default=HELDOUT_QUESTIONS, help="test questions (%(default)s)")
     data.add_argument("--seed", type=int, default=DATA_SEED, help="(%(default)s)")
-    data.set_defaults(run=main_data)
-    model = modes.add_parser("model", help="the tiny base model and its tokenizer, about five minutes on one core")
+    data.set_defaults(run=run_data)
+    model = modes.add_parser("model", help="the tiny base model and its tokenizer, minutes on one core")
     model.add_argument("--out", type=Path, required=True, help="folder, made if missing")
     model.add_argument("--seed", type=int, default=Recipe.seed, help="(%(default)s)")
-    model.set_defaults(run=main_model)
+    model.set_defaults(run=run_model)
     return parser.parse_args(argv)
 
 

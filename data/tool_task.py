@@ -1,18 +1,18 @@
-"""The embedded tool task: chained arithmetic modulo 1000 with operands too long for the head, and a calculator.
+"""The embedded tool task: chained arithmetic modulo 100 with operands too long for the head, and a calculator.
 
 The questions are those of `toy_task`, with longer operands::
 
-    Start 347: *62 +915 (mod 1000)
+    Start 47: *62 +91 (mod 100)
 
 The calculator, a tool, does one operation a call. A solution hands it one step after another and boxes the last result::
 
-    347*62          -> 514
-    514+915         -> 429
-    \\boxed{429}
+    47*62           -> 14
+    14+91           -> 05
+    \\boxed{05}
 
 Noisy demonstrations have two faults: a step is done in the head, as a written line whose result is a guess, more often for
 products and differences (hard) than for sums (easy); and the chain is given up before its end. So a model trained on them calls
-the tool sometimes, and its pass rate depends on the question. A guess is right once in a thousand.
+the tool sometimes, and its pass rate depends on the question. A guess is right once in a hundred.
 
 Only numpy and the standard library are used.
 """
@@ -27,13 +27,13 @@ import numpy as np
 from .toy_task import Noise, Question, apply, make_questions, written
 
 DATA_SOURCE = "toy_modular_tool"  # graded as `toy_modular`
-MODULUS = 1000
+MODULUS = 100
 MIN_STEPS, MAX_STEPS = 1, 3
-OPERANDS = {"+": (100, 999), "-": (100, 999), "*": (11, 99)}  # inclusive ranges
+OPERANDS = {"+": (10, 99), "-": (10, 99), "*": (11, 99)}  # inclusive ranges
 MAX_CALLS = 4  # one more than a solution needs
-MAX_PROMPT_TOKENS, MAX_RESPONSE_TOKENS = 48, 96  # all turns, templates and ends of turns included, shipped tokenizer
+MAX_PROMPT_TOKENS, MAX_RESPONSE_TOKENS = 40, 72  # all turns, templates and ends of turns included, shipped tokenizer
 
-_OPERATION = re.compile(r"(\d{1,3})([-+*])(\d{1,3})")
+_OPERATION = re.compile(r"([0-9]{1,2})([-+*])([0-9]{1,2})")
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ def tool_questions(n: int, rng: np.random.Generator, exclude: Container[Question
 
 
 def calculate(expression: str) -> str:
-    """The result of one operation modulo 1000, three digits; "error" for anything else, untrusted text included."""
+    """The result of one operation modulo 100, two digits; "error" for anything else, untrusted text included."""
     found = _OPERATION.fullmatch(expression)
     return written(apply(int(found[1]), found[2], int(found[3]), MODULUS), MODULUS) if found else "error"
 

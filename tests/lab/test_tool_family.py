@@ -16,8 +16,8 @@ from recipe.exgrpo.lab.turns import turns_of
 from recipe.exgrpo.lab.vocabulary import EOS, PAD, Vocabulary
 
 torch.set_num_threads(1)
-VOCABULARY = Vocabulary(Calculator.pieces)
-SETTINGS = LabSettings(questions=4, group_size=4, train_questions=8, heldout_questions=8)
+VOCABULARY, COLUMNS = Vocabulary(Calculator.pieces), Calculator.prompt_tokens + 1
+SETTINGS = LabSettings(questions=4, group_size=2, train_questions=8, heldout_questions=8)
 
 
 class Even(Calculator):
@@ -52,7 +52,9 @@ def answered(text: str) -> str:
 
 def test_the_sampler_puts_the_answer_behind_every_call():
     task = Calculator()
-    prompts = prompt_ids([VOCABULARY.encode(task.prompt(q)) for q in task.questions(8, np.random.default_rng(1))], 19)
+    prompts = prompt_ids(
+        [VOCABULARY.encode(task.prompt(q)) for q in task.questions(8, np.random.default_rng(1))], COLUMNS
+    )
     turns = turns_of(task, VOCABULARY)
     responses = sample(model(), prompts, [8] * 8, torch.Generator().manual_seed(0), turns)
     texts = [VOCABULARY.decode(response) for response in responses]
@@ -65,20 +67,20 @@ def test_the_sampler_puts_the_answer_behind_every_call():
 def test_an_answer_that_does_not_fit_is_cut():
     turns = turns_of(Calculator(), VOCABULARY)
     call = VOCABULARY.encode("[9+9]")
+    reply = VOCABULARY.encode("18\n")
     for room in range(7):
         out = torch.tensor([*call, *[PAD] * room])
         turns.answer(out, len(call) - 1)
-        assert out.tolist() == [*call, *VOCABULARY.encode("018\n"), *[PAD] * 3][: len(out)]
-        assert turns.own(out[: len(call) + min(room, 4)].tolist()).tolist() == [True] * len(call) + [False] * min(
-            room, 4
-        )
+        written = reply[:room]
+        assert out.tolist() == [*call, *written, *[PAD] * (room - len(written))]
+        assert turns.own([*call, *written]).tolist() == [True] * len(call) + [False] * len(written)
 
 
 def test_own_tokens_are_those_outside_answers():
     turns = turns_of(Calculator(), VOCABULARY)
-    response = [*VOCABULARY.encode("[347*62]514\n[51]error\n\\boxed{514}"), EOS]
+    response = [*VOCABULARY.encode("[47*62]14\n[51]error\n\\boxed{14}"), EOS]
     given = [token for token, own in zip(response, turns.own(response), strict=True) if not own]
-    assert VOCABULARY.decode(given) == "514\nerror\n"
+    assert VOCABULARY.decode(given) == "14\nerror\n"
     assert turns_of(family("chain"), Vocabulary(family("chain").pieces)) is None
 
 
@@ -89,7 +91,7 @@ def test_demonstrations_teach_the_models_own_tokens_only():
     ids = [*VOCABULARY.encode(text), EOS]
     own = torch.from_numpy(turns_of(task, VOCABULARY).own(ids))
     log_probs, _ = response_scores(
-        made, prompt_ids([VOCABULARY.encode(task.prompt(question))], 19), response_ids([ids])
+        made, prompt_ids([VOCABULARY.encode(task.prompt(question))], COLUMNS), response_ids([ids])
     )
     loss = demonstration_loss(made, task, VOCABULARY, [question], CLEAN, np.random.default_rng(0))
     torch.testing.assert_close(loss, -log_probs[0, own].mean())
@@ -100,14 +102,14 @@ def test_demonstrations_teach_the_models_own_tokens_only():
 def test_stored_rows_come_back_with_the_tools_tokens_masked(name):
     run = lab(name)
     batches = recorded(run)
-    for step in (1, 2, 3):
+    for step in range(1, 5):
         run.step(step)
     rows = [row for batch in batches for row in batch]
     with_tool = [row for row in rows if run.turns.close in row.response]
     assert any(row.is_replayed for row in with_tool)
     for row in with_tool:
         np.testing.assert_array_equal(row.own, run.turns.own(row.response))
-    mask = tensors_of(with_tool, 19).mask
+    mask = tensors_of(with_tool, COLUMNS).mask
     for row, learnt in zip(with_tool, mask, strict=True):
         assert learnt.sum() == row.own.sum() * row.in_update
 
@@ -123,10 +125,10 @@ def test_a_teacher_shows_what_the_tool_says_as_such():
 def test_the_tool_answers_any_text():
     task = Calculator()
     for text, reply in {
-        "[347*62]": "514\n",
+        "[47*62]": "14\n",
         "[1*]": "error\n",
         "]": "error\n",
-        "[[9+9]": "018\n",
+        "[[9+9]": "18\n",
         "}\n]": "error\n",
     }.items():
         assert task.reply(text) == reply

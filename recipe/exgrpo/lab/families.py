@@ -192,34 +192,16 @@ class Addition:
 
 
 class Calculator:
-    """The tool task of `data/`: chained arithmetic modulo 1000 with a calculator that does one operation a call.
+    """The tool task of `data/`: chained arithmetic modulo 100 with a calculator that does one operation a call.
 
-    A call is `[347*62]`, behind which the calculator writes `514` and a line break; a guess is a line `347*62=371` of the
-    model's own. Hard steps are products and differences, and the fault is to guess. One guess in 1000 is correct.
+    A call is `[47*62]`, behind which the calculator writes `14` and a line break; a guess is a line `47*62=71` of the model's
+    own. Hard steps are products and differences, and the fault is to guess. One guess in 100 is correct.
     """
 
     name = "tool"
-    pieces = (
-        *DIGITS,
-        "Start ",
-        ":",
-        " +",
-        " -",
-        " *",
-        " (mod 1000)",
-        "+",
-        "-",
-        "*",
-        "=",
-        "\n",
-        BOX,
-        "}",
-        "[",
-        "]",
-        "error",
-    )
+    pieces = (*Chain.pieces, "[", "]", "error")
     close = "]"
-    prompt_tokens, response_tokens = 18, 52
+    prompt_tokens, response_tokens = 14, 40
     learning_rate = 1e-4
 
     def __init__(self) -> None:
