@@ -1,4 +1,5 @@
-"""verl's naive reward manager, telling the reward function whether a response was cut off at the length limit.
+"""verl's naive reward manager, telling the reward function whether a response was cut off at the length limit, and showing it
+the model's own text only, not what tools have answered (tool_loop.py).
 
 verl 0.9.1 does not: vLLM's finish reason becomes "completed" for "stop" and "length" alike (vllm_async_server), and
 `compute_score` is given the text without special tokens. The reward manager is the first place that has the tokens. Chosen by
@@ -10,12 +11,15 @@ verl 0.9.1 does not: vLLM's finish reason becomes "completed" for "stop" and "le
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from verl import DataProto
 from verl.experimental.reward_loop.reward_manager.naive import NaiveRewardManager
+
+SPANS = "tool_spans"  # key of a trajectory's `extra_fields`: [start, stop) of what the model did not write
 
 
 def is_truncated(response_ids: torch.Tensor, limit: int, special_ids: frozenset[int]) -> bool:
@@ -41,8 +45,23 @@ def response_limit(rollout: Any, prompt_length: int) -> int:
     return int(min(limits))
 
 
+def own_tokens(
+    response_ids: torch.Tensor, spans: Iterable[tuple[int, int]], newline: Sequence[int], skipped: int
+) -> torch.Tensor:
+    """A copy of a response, int [L], with a line break in the place of what stands in each of `spans` ([start, stop)).
+
+    `newline` are its ids, as far as they fit, and `skipped` is a special id, which decoding leaves out.
+    """
+    shown = response_ids.clone()
+    for start, stop in spans:
+        shown[start:stop] = skipped
+        ids = newline[: stop - start]
+        shown[start : start + len(ids)] = torch.tensor(ids, dtype=shown.dtype)
+    return shown
+
+
 class RewardManager(NaiveRewardManager):
-    """Adds `truncated` to the `extra_info` of each sample; everything else is verl's."""
+    """Adds `truncated` to the `extra_info` of each sample and hides what tools wrote; everything else is verl's."""
 
     def __init__(self, config: Any, tokenizer: Any, compute_score: Any, **kwargs: Any):
         super().__init__(config, tokenizer, compute_score, **kwargs)
@@ -59,6 +78,12 @@ class RewardManager(NaiveRewardManager):
         column = np.empty(len(data), dtype=object)
         column[:] = [{**(info or {}), "truncated": truncated} for info in self._extra_infos(data)]
         data.non_tensor_batch["extra_info"] = column
+        told = item.non_tensor_batch.get("tool_extra_fields") or {}
+        if told.get(SPANS):
+            newline = self.tokenizer.encode("\n", add_special_tokens=False)
+            responses = data.batch["responses"].clone()
+            responses[-1] = own_tokens(responses[-1], told[SPANS], newline, self.tokenizer.eos_token_id)
+            data.batch["responses"] = responses
         return await super().run_single(data)
 
     @staticmethod

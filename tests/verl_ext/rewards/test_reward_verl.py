@@ -31,7 +31,11 @@ class CharacterTokenizer:
     """Token ids are code points; 0 is padding, END the end of a sequence."""
 
     all_special_ids = (0,)
+    eos_token_id = END
     added_tokens_decoder = {END: SimpleNamespace(special=True), ord("2"): SimpleNamespace(special=False)}
+
+    def encode(self, text, add_special_tokens):
+        return [ord(character) for character in text]
 
     def decode(self, ids, skip_special_tokens):
         assert skip_special_tokens
@@ -279,3 +283,32 @@ def test_the_released_profile_grades_between_the_first_and_the_second_end_of_tho
     think = "+reward.custom_reward_function.reward_kwargs.think_format=true"
     assert scores(graded(rows, think)) == [ours for _, ours, _ in THOUGHTS]
     assert scores(graded(rows, think, "profile=released")) == [theirs for *_, theirs in THOUGHTS]
+
+
+def test_what_a_tool_wrote_is_not_graded():
+    """A box in a tool's answer is none of the model's; its own text stays as it is, with a line break between its turns."""
+    from verl_ext.rewards.manager import RewardManager
+
+    seen = []
+
+    def score(solution_str, **kwargs):
+        seen.append(solution_str)
+        return 1.0
+
+    def shown(text: str, spans: list[list[int]]) -> str:
+        data = sample(text)
+        data.non_tensor_batch["tool_extra_fields"] = column({"tool_spans": spans})
+
+        async def run():
+            manager = RewardManager(configuration(), CharacterTokenizer(), score)
+            manager.loop = asyncio.get_running_loop()
+            await manager.run_single(data)
+
+        asyncio.run(run())
+        return seen.pop()
+
+    text = "call[\\boxed{4}]so 5"
+    start = text.index("["), text.index("]") + 1
+    assert shown(text, [list(start)]) == "call\nso 5"
+    assert shown(text, []) == text
+    assert shown("12", [[1, 2]]) == "1\n"
