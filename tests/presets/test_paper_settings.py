@@ -1,12 +1,10 @@
 """Every shipped script has the paper's settings, key by key: recipe/exgrpo/presets/paper_settings.yaml and its reasons."""
 
-from pathlib import Path
-
 import pytest
 from omegaconf import OmegaConf
 
 from recipe.exgrpo.core.config import ExGRPOConfig
-from recipe.exgrpo.presets.compose import compose, experiment_scripts, script_overrides
+from recipe.exgrpo.presets.compose import compose, experiment_scripts
 from recipe.exgrpo.presets.paper_settings import UNSAID, Setting, compare, differences, flatten, load_table, settings_of
 
 SCRIPTS = experiment_scripts()
@@ -20,38 +18,6 @@ SCRIPT_ONLY = {
     "trainer.save_freq": 50,
     "exgrpo.runtime.max_grad_norm": 500.0,
 }
-
-
-@pytest.fixture(autouse=True)
-def no_switches(monkeypatch):
-    """The scripts as shipped, whatever this shell exports."""
-    for name in (
-        "MODEL",
-        "TOKENIZER",
-        "TRAIN",
-        "VAL",
-        "RUN",
-        "NNODES",
-        "GPUS",
-        "HARDWARE",
-        "TINY",
-        "BAND",
-        "REWARD_MODEL",
-    ):
-        monkeypatch.delenv(name, raising=False)
-
-
-@pytest.fixture(scope="module")
-def composed():
-    """composed(script) -> its configuration, composed once."""
-    found = {}
-
-    def get(script: Path):
-        if script not in found:
-            found[script] = compose(script_overrides(script))
-        return found[script]
-
-    return get
 
 
 def entries():
