@@ -13,6 +13,7 @@ from toy_target import MODEL, K, imported, rated, row_of, stored, target, write
 from recipe.exgrpo.checkpoint.checkpointer import ExperienceCheckpointer
 from recipe.exgrpo.checkpoint.resume import tokenizer_fingerprint
 from recipe.exgrpo.core.buffer import ExperienceBuffer, Origin, Provenance, Response, prompt_hash
+from recipe.exgrpo.core.buffer.inspection import regrade
 from recipe.exgrpo.core.config import ExperienceConfig
 from recipe.exgrpo.experience import table
 from recipe.exgrpo.experience.importing import Importer
@@ -320,6 +321,17 @@ def test_what_a_tool_said_is_in_the_response_and_not_the_models(tmp_path):
     )
 
 
+def test_the_reward_is_shown_what_the_model_wrote_as_the_runs_reward_manager_does(tmp_path):
+    """A tool's right answer is none of the model's."""
+    told = []
+    spy = target(function=lambda solution_str, **_: told.append(solution_str) or 1.0, max_response=100)
+    path = write(tmp_path / "a.jsonl", {"messages": [*row_of("2+2")["prompt"], CALL, TOOL, ANSWER]})
+    buffer, _ = imported(path, on=spy)
+    rows, decode = {"2+2": row_of("2+2")}, lambda ids: TOKENIZER.decode(ids, skip_special_tokens=True)
+    list(regrade(stored(buffer), rows, decode, lambda *_, **__: told.append(_[1]) or {"score": 1.0}))
+    assert told == ["<tool_call>2+2\n2+2=4"] * 2
+
+
 def test_a_response_in_turns_is_as_verls_agent_loop_has_it():
     """Its own builder, step by step, with several tools in a row."""
     from verl.utils.tokenizer.continuous_token_wiring import create_continuous_token_builder
@@ -353,7 +365,7 @@ def test_turns_that_are_none_are_refused(tmp_path, turns, reason):
 
 
 def test_a_stored_response_with_a_tools_words_is_not_tokenised_anew_as_the_models(tmp_path):
-    row = {"question_id": "2+2", "token_ids": ids_of("2=4"), "mask": [True, False, True, True], "text": "2=4"}
+    row = {"question_id": "2+2", "token_ids": ids_of("2=4"), "mask": [False, True, True, True], "text": "2=4"}
     with pytest.raises(BadTrace, match="no text of the model alone"):
         imported(write(tmp_path / "a.jsonl", row | {"tokenizer": "another"}))
     assert imported(write(tmp_path / "b.jsonl", row))[1].imported == 1

@@ -252,7 +252,8 @@ class Importer:
     def _graded(self, rendered: Sequence[Rendered]) -> list[Rendered]:
         """Those that the reward accepts, with failures if they are kept."""
         rows = self.target.questions.rows
-        texts = ((rows[one.question], self.target.renderer.text(one.ids), self._truncated(one.ids)) for one in rendered)
+        text = self.target.renderer.text
+        texts = ((rows[one.question], text(one.ids, one.mask), self._truncated(one.ids)) for one in rendered)
         found = []
         for one, graded in zip(rendered, self.target.grading.grade(texts), strict=True):
             if graded.trouble:

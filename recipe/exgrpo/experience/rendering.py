@@ -7,6 +7,8 @@ from typing import Any
 
 import numpy as np
 
+from recipe.exgrpo.core.buffer.inspection import own_text
+
 Render = Callable[..., Sequence[int]]  # (messages, tools=schemas or None)
 # A chat template may open the assistant's turn with the thought, and a written trace begin with it once more.
 OPENINGS = ("<think>\n", "<think>")
@@ -101,9 +103,9 @@ class Renderer:
         """Characters that one token stands for, at the most."""
         return max(map(len, self.tokenizer.get_vocab()))
 
-    def text(self, ids: np.ndarray) -> str:
-        """Text without special tokens, as the reward sees it."""
-        return self.tokenizer.decode(ids.tolist(), skip_special_tokens=True)
+    def text(self, ids: np.ndarray, mask: np.ndarray | None = None) -> str:
+        """Text of the model's own tokens (`mask`, None: all) without special ones, as the reward sees it."""
+        return own_text(ids, mask, lambda part: self.tokenizer.decode(part, skip_special_tokens=True))
 
     def _rendered(
         self, messages: list[dict[str, str]], tools: Sequence[Mapping[str, Any]] | None = None

@@ -154,6 +154,15 @@ class Regraded:
     trouble: str | None
 
 
+def own_text(ids: np.ndarray, mask: np.ndarray | None, decode: Callable[[list[int]], str]) -> str:
+    """What the reward is shown of a response of integers [L]: what the model wrote of it (`mask` bool [L], None: all), with a
+    line break where a tool spoke (verl_ext/rewards/manager.py)."""
+    if mask is None or mask.all():
+        return decode(ids.tolist())
+    pieces = np.split(np.arange(len(ids)), np.flatnonzero(np.diff(mask)) + 1)
+    return "\n".join(decode(ids[piece].tolist()) for piece in pieces if mask[piece[0]])
+
+
 def regrade(
     found: Iterable[Trajectory],
     dataset: Mapping[str, dict],
@@ -171,7 +180,7 @@ def regrade(
             continue
         result = grade(
             row["data_source"],
-            decode(trajectory.token_ids.tolist()),
+            own_text(trajectory.token_ids, trajectory.mask, decode),
             row["reward_model"]["ground_truth"],
             extra_info=row.get("extra_info"),
         )
