@@ -13,6 +13,7 @@ from steps import make
 from tensordict import TensorDict
 from verl.trainer.ppo.padding_utils import upsample_batch_to_divisible_size
 from verl.trainer.ppo.v1.trainer_sync import PPOTrainerSync
+from verl.utils.tensordict_utils import list_of_dict_to_tensordict
 
 from recipe.exgrpo.core.buffer import Provenance, Response
 from recipe.exgrpo.core.policies.metrics import METRICS
@@ -383,6 +384,15 @@ def test_tool_tokens_are_stored_as_such(rollouts, verl_hooks):
         ([11, 12], [True, False]),
         ([14, 15], [True, False]),
     ]
+
+
+def test_media_in_the_first_row_end_the_run_before_anything_is_stored(rollouts, verl_hooks):
+    roll_out(rollouts)
+    policy, media = policy_of(), list_of_dict_to_tensordict([{"multi_modal_inputs": {"pixel_values": torch.zeros(2)}}])
+    tq.kv_batch_put(keys=rollouts.arrived[:1], partition_id="train", fields=media)
+    with pytest.raises(NotImplementedError, match=r"brings multi_modal_inputs.*data\.image_key"):
+        run(trainer_of(policy), rollouts)
+    assert stored(policy, "half") == []
 
 
 def test_several_outputs_of_a_session_end_the_run(rollouts, verl_hooks):
