@@ -27,6 +27,9 @@ THOUGHT = (
 # SHA-256 of the system message of all 2,259 rows of the authors' valid.parquet, for machines without that file.
 THOUGHT_SHA256 = "a8747f1674d341836ab8fae3c29263fee4dd555f07259cdbc6dadf4104ea8926"
 BOXED = "Please reason step by step, and put your final answer within \\boxed{}."
+CALCULATOR = (
+    "Please reason step by step, call the calculator for every computation, and put your final answer within \\boxed{}."
+)
 CHATML = (
     "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
@@ -35,6 +38,7 @@ USER = {"role": "user", "content": QUESTION}
 EXPECTED = {
     "thought": [{"role": "system", "content": THOUGHT}, USER],
     "qwen_boxed": [{"role": "system", "content": BOXED}, USER],
+    "qwen_calculator": [{"role": "system", "content": CALCULATOR}, USER],
     "plain": [USER],
     "llama_base": [{"role": "user", "content": f"User: {QUESTION}\nAnswer: Let's think step by step.\n"}],
 }
@@ -54,7 +58,7 @@ def rendered(name: str, tokenizer) -> str:
     return tokenizer.apply_chat_template(template.render(QUESTION), add_generation_prompt=True, tokenize=False)
 
 
-def test_the_four_templates_and_no_other():
+def test_the_five_templates_and_no_other():
     assert template_names() == sorted(EXPECTED)
 
 
@@ -129,7 +133,9 @@ def test_a_chat_prompt_needs_a_chat_template(tokenizer):
 
 
 def test_unknown_and_malformed_templates():
-    with pytest.raises(DataError, match="'thougth' is not one of llama_base, plain, qwen_boxed, thought"):
+    with pytest.raises(
+        DataError, match="'thougth' is not one of llama_base, plain, qwen_boxed, qwen_calculator, thought"
+    ):
         load_template("thougth")
     with pytest.raises(DataError, match="must occur once"):
         PromptTemplate("none", (("user", "no slot"),), think_format=False)

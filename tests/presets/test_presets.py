@@ -68,7 +68,7 @@ def test_table_and_presets_have_the_same_names():
 
 def test_baselines_differ_in_nothing_but_the_policy(composed):
     baselines = [path for path in SCRIPTS if path.stem.endswith("_on_policy")]
-    assert len(baselines) == 7
+    assert len(baselines) == 8
     for path in baselines:
         other = path.with_name(path.name.replace("_on_policy", "" if path.stem.startswith("continuous") else "_exgrpo"))
         a, b = (flatten(OmegaConf.to_container(composed(one), resolve=True)) for one in (path, other))

@@ -16,6 +16,7 @@ CARDS = {
     "Qwen/Qwen3-0.6B": (0.6, 0.44),
     "Qwen/Qwen3-1.7B": (1.7, 1.4),
     "Qwen/Qwen3-4B-Base": (4.0, 3.6),
+    "Qwen/Qwen3-4B": (4.0, 3.6),
     "HuggingFaceTB/SmolLM2-360M-Instruct": (0.36, None),
 }
 SMALL = ("qwen3-0.6b", "qwen2.5-0.5b-instruct", "smollm2-360m")

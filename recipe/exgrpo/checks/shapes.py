@@ -49,6 +49,12 @@ _QWEN3 = {
     "model_type": "qwen3",
     "max_position_embeddings": 40960,
 }
+_QWEN3_4B = _QWEN3 | {
+    "hidden_size": 2560,
+    "intermediate_size": 9728,
+    "num_hidden_layers": 36,
+    "num_attention_heads": 32,
+}
 _QWEN_0_5B = _QWEN_1_5B | {
     "hidden_size": 896,
     "intermediate_size": 4864,
@@ -81,14 +87,8 @@ KNOWN = {
     "Qwen/Qwen2.5-1.5B": _QWEN_1_5B | {"max_position_embeddings": 131072},
     "Qwen/Qwen3-0.6B": _QWEN3,
     "Qwen/Qwen3-1.7B": _QWEN3 | {"hidden_size": 2048, "intermediate_size": 6144},
-    "Qwen/Qwen3-4B-Base": _QWEN3
-    | {
-        "hidden_size": 2560,
-        "intermediate_size": 9728,
-        "num_hidden_layers": 36,
-        "num_attention_heads": 32,
-        "max_position_embeddings": 32768,
-    },
+    "Qwen/Qwen3-4B-Base": _QWEN3_4B | {"max_position_embeddings": 32768},
+    "Qwen/Qwen3-4B": _QWEN3_4B,
     "HuggingFaceTB/SmolLM2-360M-Instruct": _SMOLLM2_360M,
 }
 
