@@ -6,10 +6,13 @@ from collections.abc import Callable
 
 import ray
 from omegaconf import DictConfig
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from verl.trainer.main_ppo import TaskRunnerV1, run_ppo
 
 from recipe.exgrpo.runs.stopping import Stopped
+from verl_ext.lost_nodes import LostNodes
 from verl_ext.quiet import silence
+from verl_ext.watchdog import Watchdog
 
 logger = logging.getLogger(__name__)
 
@@ -56,9 +59,16 @@ class _Runner:
 
     def remote(self):
         self._on_start()
-        return self._class.remote()
+        # On this machine of several: it holds the experience.
+        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+        return self._class.options(scheduling_strategy=here).remote()
 
 
 def train(config: DictConfig, on_start: Callable[[], None]) -> None:
-    """Train to the end, or until the run is asked to stop; `on_start` is called once Ray runs."""
-    run_ppo(config, task_runner_class=_Runner(on_start))
+    """Train to the end, or until the run is asked to stop; `on_start` is called once Ray runs.
+
+    Raises StalledError when a machine of several is lost.
+    """
+    several = config.trainer.nnodes > 1
+    with Watchdog(None).guard("training", LostNodes() if several else None):
+        run_ppo(config, task_runner_class=_Runner(on_start))
