@@ -36,7 +36,8 @@ test-scripts: setup ## run every reproduction script with the tiny model
 	$(PYTHON_IN_VENV) -m pytest -m scripts
 
 test-gpu-env: setup-gpu ## run what of the tests needs no GPU in the GPU environment, and its own (10 minutes)
-	.venv-gpu/bin/python -m pytest tests/gpu_env tests/checks tests/presets -m "not stack and not long and not scripts"
+	.venv-gpu/bin/python -m pytest tests/gpu_env
+	.venv-gpu/bin/python -m pytest tests/checks tests/presets -m "not stack and not long and not scripts"
 
 mutants: setup ## plant every fault of tests/mutants.yaml and show what its tests do not notice (20 minutes)
 	$(PYTHON_IN_VENV) scripts/mutants.py

