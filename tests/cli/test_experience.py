@@ -12,7 +12,7 @@ import torch
 from toy_target import MODEL, write
 from transformers import AutoModelForCausalLM
 
-from data.make_toy import make_splits, write_parquet
+from data.make_toy import make_splits, row_of, write_parquet
 from data.toy_task import render_question, render_solution
 from recipe.exgrpo.checkpoint.checkpointer import ExperienceCheckpointer
 from recipe.exgrpo.checkpoint.stored import Stored, problems_of
@@ -27,7 +27,7 @@ GSM8K = Path(__file__).resolve().parents[2].parent / "shared" / "data" / "gsm8k"
 @pytest.fixture
 def data(tmp_path):
     """Training questions of the toy task."""
-    write_parquet(QUESTIONS, "train", tmp_path / "train.parquet")
+    write_parquet([row_of(q, "train", i) for i, q in enumerate(QUESTIONS)], tmp_path / "train.parquet")
     return tmp_path / "train.parquet"
 
 
