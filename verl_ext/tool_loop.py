@@ -26,8 +26,8 @@ from verl.tools.function_tool import FunctionTool
 from verl.tools.schemas import ToolResponse
 
 from verl_ext.agent_loop import question_key, request_seed, run_seed_of
-from verl_ext.rewards.manager import SPANS
 from verl_ext.text import one_line
+from verl_ext.tools import SPANS
 
 logger = logging.getLogger(__name__)
 

@@ -14,6 +14,7 @@ SINGLE_TURN = ("single_turn_agent", "seeded_single_turn")
 # Variants of a loop that show the model the same.
 SAME = {"seeded_single_turn": "single_turn_agent", "bounded_tool": "tool_agent", "seeded_tool": "tool_agent"}
 PATHS = ("tool_config_path", "function_tool_path")
+SPANS = "tool_spans"  # key of a trajectory's `extra_fields`: [start, stop) of what the model did not write
 # Keys of `rollout.multi_turn` that decide what stands in a trajectory.
 LIMITS = (
     *("format", "max_assistant_turns", "max_user_turns", "max_parallel_calls"),

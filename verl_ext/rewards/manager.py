@@ -19,7 +19,7 @@ import torch
 from verl import DataProto
 from verl.experimental.reward_loop.reward_manager.naive import NaiveRewardManager
 
-SPANS = "tool_spans"  # key of a trajectory's `extra_fields`: [start, stop) of what the model did not write
+from verl_ext.tools import SPANS
 
 
 def is_truncated(response_ids: torch.Tensor, limit: int, special_ids: frozenset[int]) -> bool:
