@@ -57,8 +57,11 @@ def test_torch_is_the_cuda_13_build():
 
 # ---- verl's command line through vLLM's parser into its engine configuration, for an H100
 
+ONE_CARD = ("qwen2.5-0.5b-instruct", "qwen2.5-1.5b", "qwen3-0.6b", "qwen3-1.7b", "smollm2-360m")  # scripts/start
+BACKBONES = sorted(path.stem for path in (CONFIG_DIR / "backbone").glob("*.yaml"))
 PRESETS = {
-    **{path.stem: [f"backbone={path.stem}"] for path in sorted((CONFIG_DIR / "backbone").glob("*.yaml"))},
+    **{name: [f"backbone={name}"] for name in BACKBONES if name not in ONE_CARD},
+    **{name: [f"backbone={name}", "hardware=gpu_1x48"] for name in ONE_CARD},
     "24 GB": ["backbone=qwen3-0.6b", "hardware=gpu_1x24"],
     "24 GB, LoRA": ["backbone=qwen3-1.7b", "hardware=gpu_1x24_lora"],
     "8 x 40 GB": ["backbone=qwen2.5-math-7b", "hardware=gpu_40gb"],
