@@ -486,7 +486,7 @@ def test_what_is_exported_comes_back_as_it_was(tmp_path, suffix):
     """Ids, log-probs, rewards, provenance, sources, counts, order; failures, masks and birth steps included."""
     state = trained(tmp_path / "global_step_40")
     buffer, _ = imported(state, keep_failures=True)
-    masked = Response(ids_of("=4"), [-0.5, 0, -0.5], [True, False, True], prompt_of("3+1"))
+    masked = Response(ids_of("2=4"), [0, -0.5, -0.5, -0.5], [False, True, True, True], prompt_of("3+1"))
     buffer.origin = Origin("tool", target().chat_template, 0.7, "one")
     buffer.add("3+1", masked, 1.0, 9, provenance=Provenance(buffer.new_group(), 1, 8, 0.875), keep_prompt=True)
     handles = buffer.candidates().row.tolist()
@@ -505,7 +505,7 @@ def test_what_is_exported_comes_back_as_it_was(tmp_path, suffix):
                  "row_group_successes", "row_group_size", "row_advantage", "row_origin", "row_prompt_hash", "token_ids",
                  "question_names", "question_count"):  # fmt: skip
         np.testing.assert_array_equal(found[name], arrays[name], err_msg=name)
-    np.testing.assert_array_equal(found["log_probs"][:-3], arrays["log_probs"][:-3])
+    np.testing.assert_array_equal(found["log_probs"][:-4], arrays["log_probs"][:-4])
     assert [t.mask.tolist() for t in stored(again)] == [t.mask.tolist() for t in stored(buffer)]
 
 
