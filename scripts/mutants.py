@@ -31,7 +31,7 @@ from rich.table import Table
 
 ROOT = Path(__file__).resolve().parents[1]
 LIST = ROOT / "tests" / "mutants.yaml"
-IGNORED = shutil.ignore_patterns(".git", ".venv", "outputs", "__pycache__", "*.egg-info", ".*_cache", ".hypothesis")
+IGNORED = shutil.ignore_patterns(".git", ".venv*", "outputs", "__pycache__", "*.egg-info", ".*_cache", ".hypothesis")
 KILLED, SURVIVED, BROKEN = "killed", "survived", "broken"
 FAILED, PASSED = 1, 0  # pytest's exit codes
 FAILURE = re.compile(r"^FAILED (\S+)", re.MULTILINE)  # an error in a fixture is an ERROR, and no verdict on the fault
