@@ -120,3 +120,13 @@ def test_luffy_trains_on_one_solution_in_every_group(tmp_path, gsm8k, data, solu
         assert [metrics[step][f"experience/{name}"] for name in names] == [N, B, B]
         assert 0.2 < metrics[step]["actor/replay_ratio_mean"] < 0.8  # pi itself: pi_past is 1
         assert metrics[step]["actor/grad_norm"] > 0
+
+
+def test_exgrpo_replays_imported_solutions_against_the_start_policy(tmp_path, gsm8k, state, solutions):
+    metrics, rows = trained(tmp_path / "run", gsm8k, state, "exgrpo")
+    for step in range(1, STEPS + 1):
+        found = human(rows[step], solutions)
+        assert (len(rows[step]), len(found)) == (B * K, B // 2)  # rho of the batch
+        names = ("imported_trajectories", "replayed_questions", "replayed_rows")
+        assert [metrics[step][f"experience/{name}"] for name in names] == [N, B // 2, B // 2]
+    assert abs(metrics[1]["actor/replay_ratio_mean"] - 1) < 0.1  # scored by the policy that step 1 starts with
