@@ -41,6 +41,8 @@ def fake_driver(folder: Path) -> None:
     subprocess.run(command, check=True)
     ctypes.CDLL(str(library))
     sys.setdlopenflags(os.RTLD_LAZY)
+    # As in an actor of Ray without a card: vLLM then takes Triton on its word, instead of looking for a driver that works.
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
 
 def fake_h100() -> None:
