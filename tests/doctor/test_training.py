@@ -60,13 +60,23 @@ def test_a_refusal_is_its_last_line(script):
     assert (outcome.code, outcome.cause) == (2, "trainer.device is cuda \\x1b[1mand")
 
 
+def gone(process: int) -> bool:
+    """Whether a killed process has ended within ten seconds; on a busy machine it does not at once."""
+    deadline = time.monotonic() + 10
+    while psutil.pid_exists(process) and psutil.Process(process).status() != psutil.STATUS_ZOMBIE:
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.05)
+    return True
+
+
 def test_at_its_limit_a_start_ends_with_all_that_it_started(script, tmp_path):
     start = script(f"trap '' TERM; sleep 300 & echo $! >{tmp_path}/child; echo waiting; while :; do sleep 0.1; done")
     outcome = train(start, 1.0, lambda: 0.0, lambda _: None)
     assert outcome.code is None
     assert outcome.cause.endswith("its last line: waiting")
     child = int((tmp_path / "child").read_text())
-    assert not psutil.pid_exists(child) or psutil.Process(child).status() == psutil.STATUS_ZOMBIE
+    assert gone(child)
 
 
 def test_a_question_to_a_process_has_an_end(tmp_path):
@@ -74,7 +84,7 @@ def test_a_question_to_a_process_has_an_end(tmp_path):
     slow = ask(["bash", "-c", f"sleep 300 & echo $! >{tmp_path}/child; echo why >&2; wait"], 0.5)
     assert (slow.code, slow.last_word) == (None, "why")
     child = int((tmp_path / "child").read_text())
-    assert not psutil.pid_exists(child) or psutil.Process(child).status() == psutil.STATUS_ZOMBIE
+    assert gone(child)
 
 
 # ---- memory

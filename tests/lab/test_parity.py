@@ -6,6 +6,7 @@ dictionary here (tests/trainer has the real one), and an engine a function.
 
 import zlib
 from collections.abc import Sequence
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -152,7 +153,10 @@ class Queue:
         self.rows: dict[str, dict] = {}
 
     def kv_batch_get(self, keys, partition_id, select_fields=None):
-        names = select_fields or set.intersection(*(set(self.rows[key]) for key in keys))
+        there = set.intersection(*(set(self.rows[key]) for key in keys))
+        names = (
+            there if select_fields is None else there.intersection(select_fields)
+        )  # as TransferQueue: none is an error
         return {name: Column(self.rows[key][name] for key in keys) for name in names}
 
     def kv_batch_put(self, keys, partition_id, fields, tags=None):
@@ -233,7 +237,7 @@ class VerlSide:
         return {
             "uid": uid, "prompts": prompt, "responses": response, "rm_scores": scores, "extra_fields": {},
             "input_ids": torch.cat([prompt, response]), "position_ids": torch.arange(len(prompt) + len(ids)),
-            "response_mask": mask, "loss_mask": mask, "session_id": session,
+            "response_mask": mask, "loss_mask": mask, "session_id": session, "num_turns": 2,
         }  # fmt: skip
 
     def run(self, step: int) -> tuple[dict, list]:
@@ -303,6 +307,10 @@ class Recorded:
 
     def plain(self, value):
         """Groups, slots, trajectories, responses and arrangements as nested lists that compare."""
+        if (
+            isinstance(value, Response) and value.mask is None
+        ):  # all tokens are the model's own, as said by the other side
+            value = replace(value, mask=np.ones(len(value.token_ids), bool))
         if isinstance(value, dict):
             return {key: self.plain(item) for key, item in value.items()}
         if isinstance(value, list | tuple):

@@ -21,8 +21,13 @@ def dry_run(script: str, *arguments: str, **environment: str) -> subprocess.Comp
     return subprocess.run(command, env=env, capture_output=True, text=True, timeout=60, check=False)
 
 
-def test_there_are_three():
-    assert CPU_SCRIPTS == ["run_demo.sh", "run_exgrpo_smollm2_cpu.sh", "run_exgrpo_toy_cpu.sh"]
+def test_there_are_four():
+    assert CPU_SCRIPTS == [
+        "run_demo.sh",
+        "run_exgrpo_smollm2_cpu.sh",
+        "run_exgrpo_tool_cpu.sh",
+        "run_exgrpo_toy_cpu.sh",
+    ]
 
 
 @pytest.mark.parametrize("task", ["gsm8k", "sums"])

@@ -309,7 +309,7 @@ def test_another_python_is_refused_by_name(tree):
 
 def test_make_names_its_targets():
     done = subprocess.run(["make", "-s"], cwd=ROOT, capture_output=True, text=True, check=True)
-    targets = {"setup-gpu", "lock-gpu", "test-gpu-env"}
+    targets = {"setup-gpu", "lock-gpu", "test-gpu-env", "gpu-smoke"}
     targets |= {
         "help",
         "setup",

@@ -28,8 +28,8 @@ def worker(compose):
         "actor_rollout_ref.model.lora_rank=8",
         f"actor_rollout_ref.model.lora_alpha={ALPHA}",
     )
+    torch.manual_seed(0)  # the adapter's other half is drawn at its start
     with local_worker(config) as found:
-        torch.manual_seed(0)
         with torch.no_grad():
             for name, weight in found.actor.engine.module.named_parameters():
                 if "lora_B" in name:
