@@ -11,9 +11,10 @@ import yaml
 
 from recipe.exgrpo.cli import main as cli
 from recipe.exgrpo.lab.evidence import BEGIN, END, run_stages, write_document
+from recipe.exgrpo.lab.rates import best_rates, label
 from recipe.exgrpo.lab.registration import load_registration
 from recipe.exgrpo.lab.report import read_results
-from recipe.exgrpo.lab.tables import write_tables
+from recipe.exgrpo.lab.tables import RESULTS, read_table, write_tables
 from recipe.exgrpo.lab.verdicts import verdict
 from recipe.exgrpo.report.parts import difference
 from recipe.exgrpo.report.stats import Interval
@@ -214,3 +215,19 @@ def test_the_figures_in_the_readme_are_those_of_the_published_runs():
     rows = [line.strip("| ").split(" | ") for line in readme.splitlines() if line.startswith("| ") and " ± " in line]
     assert len(rows) >= 5
     assert [row[1:] for row in rows] == [published(row[0]) for row in rows]
+
+
+def test_the_rates_in_the_document_are_those_of_the_published_runs():
+    results = read_table(EVIDENCE.parent / "tuned/rates" / RESULTS)
+    best = best_rates(results)
+    ends = results[results["step"] == results["step"].max()].groupby("variant").mean(numeric_only=True)
+    rows = {}
+    for (_, name), rate in best.items():
+        means = [f"{ends.loc[label(name, x), 'pass_rate']:.3f}" for x in (1, 2, 3, 5)]
+        costs = ends.loc[label(name, rate), ["fresh_rollouts", "updated_tokens", "scored_tokens"]]
+        bold = [f"**{mean}**" if x == rate else mean for x, mean in zip((1, 2, 3, 5), means, strict=True)]
+        rows[f"`{name}`"] = [*bold, *(f"{cost:,.0f}" for cost in costs)]
+    text = (EVIDENCE.parents[1] / "evidence.md").read_text()
+    table = [line.strip("| ").split(" | ") for line in text.splitlines() if line.startswith("| `")]
+    assert {first: rest for first, *rest in table} == rows
+    assert len(rows) == 13
