@@ -20,6 +20,8 @@ ENV = {
     "WANDB_API_KEY": "0123456789abcdef",
     "PATH": "/usr/bin",
     "https_proxy": "http://me:pw@proxy:80",
+    "RAY_AUTH_MODE": "token",
+    "DB_PASSWORD": "horse",
 }
 ABOUT = {"device": "cpu", "sections": ["toy"], "commit": "abc", "complete": True}
 
@@ -45,6 +47,8 @@ def redactor():
         ("worker at 10.1.2.3:6379, (pid=7, ip=10.1.2.3)", "worker at <ip>:6379, (pid=7, ip=<ip>)"),
         ("127.0.0.1:8000, cudnn 9.19.0.56, driver 580.65.06", "127.0.0.1:8000, cudnn 9.19.0.56, driver 580.65.06"),
         ("/usr/bin stays", "/usr/bin stays"),
+        ("tokens of malice, a token, horseshoe", "tokens of malice, a token, horseshoe"),
+        ("horse, pw=horse", "<DB_PASSWORD>, pw=<DB_PASSWORD>"),
     ],
 )
 def test_what_is_private_is_replaced(redactor, text, written):
@@ -61,11 +65,17 @@ def test_nothing_private_is_in_the_files(redactor, tmp_path):
         {"started": "2026", "seconds": 1.0, "device": "cpu", "sections": ["toy"], "commit": "abc", "complete": True}
     )
     private = "/home/alice/x s3cr3t-of-mine"
-    report.verdicts = [Verdict("toy", "exgrpo", FAILED, private, {"path": private, "none": None})]
+    report.verdicts = [
+        Verdict("toy", "exgrpo", FAILED, private, {"path": private, "none": None, "tokens_per_second": 1.0})
+    ]
     report.logs, report.commands = {"toy exgrpo": [private]}, {"toy exgrpo": f"RUN={private}"}
     assert report.failed
     content = report.write(tmp_path, redactor)
-    assert content["verdicts"][0]["figures"] == {"path": "~/x <HF_TOKEN>", "none": None}
+    assert content["verdicts"][0]["figures"] == {
+        "path": "~/x <HF_TOKEN>",
+        "none": None,
+        "tokens_per_second": 1.0,
+    }
     for name in (FILE, TEXT):
         written = (tmp_path / name).read_text()
         assert "~/x <HF_TOKEN>" in written

@@ -11,6 +11,7 @@ from typing import Any
 from recipe.exgrpo.presets.compose import ROOT
 
 SECRET = re.compile(r"TOKEN|SECRET|PASS|CREDENTIAL|COOKIE|AUTH|(^|_)KEY($|_)|API_?KEY|PROXY|WEBHOOK|DSN", re.IGNORECASE)
+SETTING = re.compile(r"_(MODE|METHOD|TYPE)$", re.IGNORECASE)  # says how something is told, such as RAY_AUTH_MODE=token
 NOBODY = ("root", "user", "ubuntu")  # names of nobody in particular
 SHORTEST = 4  # characters of a name or secret that is looked for: shorter ones are parts of words
 PATTERNS = (
@@ -31,27 +32,32 @@ class Redactor:
         self, out: Path, env: Mapping[str, str] = os.environ, home: Path | None = None, user: str | None = None
     ):
         user = user if user is not None else _user()
-        words = {value: f"<{name}>" for name, value in env.items() if SECRET.search(name)}
+        words = {value: f"<{name}>" for name, value in env.items() if SECRET.search(name) and not SETTING.search(name)}
         words |= {str(out.absolute()): "OUT", str(ROOT): "CHECKOUT", str(home or Path.home()): "~"}
         words |= {platform.node(): "<host>"} | ({} if user in NOBODY else {user: "<user>"})
         kept = (word for word in words if len(word) >= SHORTEST and word != "localhost")
-        self._words = {word: words[word] for word in sorted(kept, key=len, reverse=True)}
+        self._words = [(_finds(word), words[word]) for word in sorted(kept, key=len, reverse=True)]
 
     def text(self, text: str) -> str:
         """One text, longest words first: a path before the home that it begins with."""
-        for word, instead in self._words.items():
-            text = text.replace(word, instead)
+        for word, instead in self._words:
+            text = word.sub(lambda _, said=instead: said, text)
         for pattern, instead in PATTERNS:
             text = pattern.sub(instead, text)
         return text
 
     def all(self, value: Any) -> Any:
-        """Every text within a JSON value."""
+        """Every text within a JSON value; keys are names of this project's own."""
         if isinstance(value, str):
             return self.text(value)
         if isinstance(value, Mapping):
-            return {self.text(str(key)): self.all(one) for key, one in value.items()}
+            return {str(key): self.all(one) for key, one in value.items()}
         return [self.all(one) for one in value] if isinstance(value, (list, tuple)) else value
+
+
+def _finds(word: str) -> re.Pattern[str]:
+    """A name or a word of letters alone by itself, not within a longer word; anything else wherever it stands."""
+    return re.compile(rf"(?<![A-Za-z]){word}(?![A-Za-z])" if word.isalpha() else re.escape(word))
 
 
 def _user() -> str:
