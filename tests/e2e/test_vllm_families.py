@@ -17,7 +17,7 @@ from transformers import AutoModelForCausalLM
 
 from recipe.exgrpo.presets.compose import ROOT
 
-pytestmark = pytest.mark.long
+pytestmark = pytest.mark.scripts
 
 
 @pytest.fixture(scope="module")
