@@ -146,6 +146,8 @@ def test_a_call_that_fails_is_counted_and_the_model_goes_on(name, caplog):
     assert len(server.prompts) == len(turns)
     text = TOKENIZER.decode(output.response_ids)
     assert "error: " in text
+    if name.startswith("hangs"):
+        assert "within 0.2 s" in text  # the limit of the call, not the wider one around it
     assert SECRET not in text + caplog.text
     assert len(caplog.text) < 5000
 
