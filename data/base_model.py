@@ -1,9 +1,11 @@
 """The tiny base models that are shipped: tokenizer, Qwen2 of 0.3M parameters, supervised training, and their folder."""
 
 import tempfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+
+import numpy as np
 
 IGNORED = -100  # the label of a token that is not learnt, as torch's cross entropy has it
 
@@ -39,6 +41,15 @@ def make_tokenizer(words: Sequence[str], chat_template: str, whole: Sequence[str
     tokenizer.add_tokens([AddedToken(text, normalized=False) for text in whole])
     tokenizer.chat_template = chat_template
     return tokenizer
+
+
+def begin(tokenizer, seed: int):
+    """(a new model, the generator of its demonstrations), both of `seed`; training is on one thread."""
+    import torch
+
+    torch.set_num_threads(1)
+    torch.manual_seed(seed)
+    return make_model(tokenizer), np.random.default_rng(seed)
 
 
 def make_model(tokenizer):
@@ -111,6 +122,14 @@ def save(model, tokenizer, out: Path) -> None:
         for file in Path(scratch).iterdir():
             file.chmod(0o644)  # safetensors writes 0600
             move_durably(file, out / file.name)
+
+
+def ship(model, tokenizer, out: Path, splits: Sequence[Sequence], success_counts: Callable) -> None:
+    """Save, and print what `success_counts(model, tokenizer, questions)` finds on the two splits, of 8 responses each."""
+    save(model, tokenizer, out)
+    print(f"{out}: {sum(p.numel() for p in model.parameters()):,} parameters, {len(tokenizer)} tokens")
+    for split, questions in zip(("train", "heldout"), splits, strict=True):
+        print(described(split, success_counts(model, tokenizer, questions), 8))
 
 
 def described(split: str, counts, group_size: int) -> str:

@@ -9,15 +9,16 @@ Calls are in the form that verl's `hermes` parser reads. As deterministic as dat
 import argparse
 import sys
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that the file also runs as a script
 
-from data import base_model, tool_task, toy_task
-from data.base_model import Demonstration, described, fit, make_model, padded, save
-from data.make_toy import DATA_SEED, HELDOUT_QUESTIONS, TRAIN_QUESTIONS, parse_args, write_parquet
+from data import base_model, make_toy, tool_task, toy_task
+from data.base_model import Demonstration, begin, fit, padded, ship
+from data.make_toy import parse_args, write_splits
 from data.tool_task import MAX_CALLS, MAX_RESPONSE_TOKENS, Turn, replies, solve_in_turns, tool_questions
 from data.toy_task import Noise, Question, render_question
 from verl_ext.dataset import verl_row
@@ -49,6 +50,7 @@ CHAT_TEMPLATE = (
 )
 # What the template reads of it.
 SCHEMA = [{"function": {"name": "calculate", "parameters": {"properties": {"expression": {}}}}}]
+make_splits = partial(make_toy.make_splits, make=tool_questions)  # disjoint train and held-out questions
 
 
 @dataclass(frozen=True)
@@ -63,14 +65,6 @@ class Recipe:
     batch_size: int = 64
     learning_rate: float = 3e-3
     seed: int = 0
-
-
-def make_splits(
-    n_train: int = TRAIN_QUESTIONS, n_heldout: int = HELDOUT_QUESTIONS, seed: int = DATA_SEED
-) -> tuple[list[Question], list[Question]]:
-    """Disjoint train and held-out questions."""
-    questions = tool_questions(n_train + n_heldout, np.random.default_rng(seed))
-    return questions[:n_train], questions[n_train:]
 
 
 def row_of(question: Question, split: str, index: int) -> dict:
@@ -116,14 +110,9 @@ def demonstration(tokenizer, question: Question, turns: list[Turn]) -> Demonstra
 
 def train(recipe: Recipe):
     """(model, tokenizer) after supervised training on fresh questions, none of them in the default splits."""
-    import torch
-
-    torch.set_num_threads(1)
-    torch.manual_seed(recipe.seed)
-    rng = np.random.default_rng(recipe.seed)
     kept_out = frozenset(q for split in make_splits() for q in split)
     tokenizer = make_tokenizer()
-    model = make_model(tokenizer)
+    model, rng = begin(tokenizer, recipe.seed)
 
     def batch(noise: Noise):
         questions = tool_questions(recipe.batch_size, rng, kept_out)
@@ -176,19 +165,11 @@ def sample_turns(model, tokenizer, prompts: list[list[int]]) -> list[list[int]]:
 
 
 def main_data(args: argparse.Namespace) -> None:
-    args.out.mkdir(parents=True, exist_ok=True)
-    for split, questions in zip(("train", "heldout"), make_splits(args.train, args.heldout, args.seed), strict=True):
-        path = args.out / f"{split}.parquet"
-        write_parquet([row_of(q, split, i) for i, q in enumerate(questions)], path)
-        print(f"{path}: {len(questions)} questions")
+    write_splits(args.out, make_splits(args.train, args.heldout, args.seed), row_of)
 
 
 def main_model(args: argparse.Namespace) -> None:
-    model, tokenizer = train(Recipe(seed=args.seed))
-    save(model, tokenizer, args.out)
-    print(f"{args.out}: {sum(p.numel() for p in model.parameters()):,} parameters, {len(tokenizer)} tokens")
-    for split, questions in zip(("train", "heldout"), make_splits(), strict=True):
-        print(described(split, success_counts(model, tokenizer, questions), 8))
+    ship(*train(Recipe(seed=args.seed)), args.out, make_splits(), success_counts)
 
 
 if __name__ == "__main__":

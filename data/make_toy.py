@@ -11,7 +11,7 @@ the shipped one bit by bit).
 import argparse
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,7 +20,7 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that the file also runs as a script
 
 from data import base_model, toy_task
-from data.base_model import Demonstration, described, fit, make_model, padded, save
+from data.base_model import Demonstration, begin, fit, padded, ship
 from data.toy_task import Noise, Question, make_questions, render_question, render_solution
 from verl_ext.dataset import verl_row
 from verl_ext.files import replacing, write_atomically
@@ -52,10 +52,13 @@ class Recipe:
 
 
 def make_splits(
-    n_train: int = TRAIN_QUESTIONS, n_heldout: int = HELDOUT_QUESTIONS, seed: int = DATA_SEED
+    n_train: int = TRAIN_QUESTIONS,
+    n_heldout: int = HELDOUT_QUESTIONS,
+    seed: int = DATA_SEED,
+    make: Callable[..., list[Question]] = make_questions,
 ) -> tuple[list[Question], list[Question]]:
-    """Disjoint train and held-out questions."""
-    questions = make_questions(n_train + n_heldout, np.random.default_rng(seed))
+    """Disjoint train and held-out questions, of those that `make(n, rng)` gives."""
+    questions = make(n_train + n_heldout, np.random.default_rng(seed))
     return questions[:n_train], questions[n_train:]
 
 
@@ -100,14 +103,9 @@ def demonstration_batch(tokenizer, questions: list[Question], noise: Noise, rng:
 
 def train(recipe: Recipe):
     """(model, tokenizer) after supervised training on fresh questions, none of them in the default splits."""
-    import torch
-
-    torch.set_num_threads(1)
-    torch.manual_seed(recipe.seed)
-    rng = np.random.default_rng(recipe.seed)
     kept_out = frozenset(q for split in make_splits() for q in split)
     tokenizer = make_tokenizer()
-    model = make_model(tokenizer)
+    model, rng = begin(tokenizer, recipe.seed)
     steps = recipe.clean_steps + recipe.noisy_steps
     noisy = Noise(recipe.slip_easy, recipe.slip_hard, recipe.stop)
     batches = (
@@ -158,23 +156,24 @@ def sample_responses(model, tokenizer, questions: list[Question], group_size: in
     return tokenizer.batch_decode(output[:, prompts["input_ids"].shape[1] :], skip_special_tokens=True)
 
 
-def main_data(args: argparse.Namespace) -> None:
-    train_split, heldout = make_splits(args.train, args.heldout, args.seed)
-    args.out.mkdir(parents=True, exist_ok=True)
-    for split, questions in (("train", train_split), ("heldout", heldout)):
-        path = args.out / f"{split}.parquet"
+def write_splits(out: Path, splits: Sequence[Sequence[Question]], row_of: Callable[..., dict]) -> None:
+    """train.parquet and heldout.parquet of `row_of(question, split, index)`."""
+    out.mkdir(parents=True, exist_ok=True)
+    for split, questions in zip(("train", "heldout"), splits, strict=True):
+        path = out / f"{split}.parquet"
         write_parquet([row_of(q, split, i) for i, q in enumerate(questions)], path)
         print(f"{path}: {len(questions)} questions")
+
+
+def main_data(args: argparse.Namespace) -> None:
+    train_split, heldout = make_splits(args.train, args.heldout, args.seed)
+    write_splits(args.out, (train_split, heldout), row_of)
     rows = [{"prompt": render_question(q), "response": render_solution(q), "source": "teacher"} for q in train_split]
     write_atomically(args.out / "traces.jsonl", "".join(f"{json.dumps(row)}\n" for row in rows))
 
 
 def main_model(args: argparse.Namespace) -> None:
-    model, tokenizer = train(Recipe(seed=args.seed))
-    save(model, tokenizer, args.out)
-    print(f"{args.out}: {sum(p.numel() for p in model.parameters()):,} parameters, {len(tokenizer)} tokens")
-    for split, questions in zip(("train", "heldout"), make_splits(), strict=True):
-        print(described(split, success_counts(model, tokenizer, questions), 8))
+    ship(*train(Recipe(seed=args.seed)), args.out, make_splits(), success_counts)
 
 
 def positive_int(text: str) -> int:
