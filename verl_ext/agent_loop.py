@@ -14,9 +14,9 @@ from omegaconf import DictConfig, OmegaConf
 from verl.experimental.agent_loop.agent_loop import AgentLoopOutput
 from verl.experimental.agent_loop.single_turn_agent_loop import SingleTurnAgentLoop
 
+from verl_ext.tools import SEEDED
+
 LOOPS = Path(__file__).with_name("agent_loops.yaml")
-# Loop -> the one with sampling seeds.
-SEEDED = {"single_turn_agent": "seeded_single_turn", "tool_agent": "seeded_tool", "bounded_tool": "seeded_tool"}
 SEED_BITS = 63  # vLLM takes a signed 64-bit integer
 PERSON = b"exgrpo"  # a part of every hash: with another one, the same run would sample other responses
 
@@ -29,9 +29,9 @@ def choose_loop(agent: DictConfig, seeded: bool) -> None:
     """
     if seeded:
         chosen = agent.default_agent_loop
-        if chosen not in (*SEEDED, *SEEDED.values()):
+        if chosen not in SEEDED:
             raise ValueError(f"actor_rollout_ref.rollout.agent.default_agent_loop={chosen} takes no sampling seeds.")
-        agent.default_agent_loop = SEEDED.get(chosen, chosen)
+        agent.default_agent_loop = SEEDED[chosen]
     if seeded or not agent.agent_loop_config_path:
         agent.agent_loop_config_path = str(LOOPS)
 

@@ -27,12 +27,11 @@ from verl.tools.schemas import ToolResponse
 
 from verl_ext.agent_loop import question_key, request_seed, run_seed_of
 from verl_ext.text import one_line
-from verl_ext.tools import SPANS
+from verl_ext.tools import FAILURES, SPANS
 
 logger = logging.getLogger(__name__)
 
 FAILED = "failed"  # key of a call's metrics
-FAILURES = "tool_failures"  # key of a trajectory's `extra_fields`: how many of its calls failed
 THREAD = "tool-call"
 MAX_HANGING = 64  # calls that never came back, in one process, after which none is made
 SHOWN = 120  # characters of an error

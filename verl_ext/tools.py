@@ -10,11 +10,14 @@ from omegaconf import DictConfig, OmegaConf
 
 from verl_ext.platform import prepare_environment
 
+# Agent loops that show the model the same: verl's first, last the one with sampling seeds (agent_loops.yaml).
 SINGLE_TURN = ("single_turn_agent", "seeded_single_turn")
-# Variants of a loop that show the model the same.
-SAME = {"seeded_single_turn": "single_turn_agent", "bounded_tool": "tool_agent", "seeded_tool": "tool_agent"}
+TOOL_AGENTS = ("tool_agent", "bounded_tool", "seeded_tool")
+PLAIN = {name: loops[0] for loops in (SINGLE_TURN, TOOL_AGENTS) for name in loops}
+SEEDED = {name: loops[-1] for loops in (SINGLE_TURN, TOOL_AGENTS) for name in loops}
 PATHS = ("tool_config_path", "function_tool_path")
-SPANS = "tool_spans"  # key of a trajectory's `extra_fields`: [start, stop) of what the model did not write
+# Keys of a trajectory's `extra_fields`: [start, stop) of what the model did not write; how many of its calls failed.
+SPANS, FAILURES = "tool_spans", "tool_failures"
 # Keys of `rollout.multi_turn` that decide what stands in a trajectory.
 LIMITS = (
     *("format", "max_assistant_turns", "max_user_turns", "max_parallel_calls"),
@@ -36,7 +39,7 @@ class ToolSetup:
         rollout = config.actor_rollout_ref.rollout
         limits = OmegaConf.to_container(rollout.multi_turn, resolve=True)
         agent = rollout.agent.default_agent_loop
-        return cls(SAME.get(agent, agent), _schemas(rollout.multi_turn), {name: limits.get(name) for name in LIMITS})
+        return cls(PLAIN.get(agent, agent), _schemas(rollout.multi_turn), {name: limits.get(name) for name in LIMITS})
 
     @property
     def fingerprint(self) -> str:

@@ -67,7 +67,7 @@ def test_rows_read_back_are_copies(rollouts):
 
 def test_rewards_are_sums_of_token_scores_and_details_come_with_them(rollouts):
     rewards = {rollouts.add("a", i, [5] * (1 + i), reward): reward for i, reward in enumerate([0.0, 1.0, 0.25])}
-    found, infos = read_outcomes(list(rewards), "train")
+    found, infos, *_ = read_outcomes(list(rewards), "train")
     assert found == rewards
     assert [info["acc"] for info in infos] == list(rewards.values())
 

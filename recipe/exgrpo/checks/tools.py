@@ -8,16 +8,14 @@ from yaml import YAMLError
 
 from recipe.exgrpo.checks.findings import Finding, error, warning
 from recipe.exgrpo.checks.run import Run
-from verl_ext.tools import PATHS, SINGLE_TURN
+from verl_ext.tools import PATHS, SEEDED, SINGLE_TURN, TOOL_AGENTS
 
 MULTI_TURN, AGENT = "actor_rollout_ref.rollout.multi_turn", "actor_rollout_ref.rollout.agent"
-TOOL_AGENT = "tool_agent"
-TOOL_AGENTS = (TOOL_AGENT, "bounded_tool", "seeded_tool")  # verl's, and ours (verl_ext/agent_loops.yaml)
 
 
 def agent_loops(run: Run) -> list[str]:
     """Names of the loops that a row may ask for: verl's, ours, and those of the run's own file."""
-    return [*SINGLE_TURN, *TOOL_AGENTS, *_own_loops(run.rollout.agent.agent_loop_config_path)]
+    return [*SEEDED, *_own_loops(run.rollout.agent.agent_loop_config_path)]
 
 
 def _own_loops(path: str | None) -> list[str]:
@@ -40,7 +38,7 @@ def tool_findings(run: Run) -> Iterator[Finding]:
             f"{AGENT}.default_agent_loop={chosen} is not one of {', '.join(agent_loops(run))}; name the loop's file in "
             f"{AGENT}.agent_loop_config_path."
         )
-    elif run.settings.runtime.seeded_rollouts and chosen not in (*SINGLE_TURN, *TOOL_AGENTS):
+    elif run.settings.runtime.seeded_rollouts and chosen not in SEEDED:
         yield error(
             f"exgrpo.runtime.seeded_rollouts: {AGENT}.default_agent_loop={chosen} takes no seeds; set it to false."
         )
@@ -49,7 +47,7 @@ def tool_findings(run: Run) -> Iterator[Finding]:
     elif chosen in SINGLE_TURN and any(paths.values()):
         yield warning(
             f"{MULTI_TURN} names tools, and rollouts are of {AGENT}.default_agent_loop={chosen}, which has none, but for rows "
-            f"with an agent_name: set it to {TOOL_AGENT}."
+            f"with an agent_name: set it to {TOOL_AGENTS[0]}."
         )
     if run.rollout.multi_turn.enable and chosen in SINGLE_TURN:
         yield warning(

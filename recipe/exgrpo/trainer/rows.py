@@ -7,6 +7,7 @@ dense ones, and of several rows only the fields that all of them have.
 import copy
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -15,6 +16,7 @@ from tensordict import TensorDict
 from transfer_queue import KVBatchMeta
 
 from recipe.exgrpo.core.buffer import Response
+from verl_ext.tools import FAILURES
 
 FLAG = "is_replayed"  # 1 on rows of stored trajectories
 # What a rollout may bring besides text, and what to change then.
@@ -82,19 +84,27 @@ def _own(value):
     return value.clone() if isinstance(value, torch.Tensor) else copy.deepcopy(getattr(value, "data", value))
 
 
-def read_outcomes(keys: list[str], partition_id: str) -> tuple[dict[str, float], list[dict]]:
-    """Reward of each trajectory (the sum of its token scores), and what else the reward function reported of it."""
-    data = tq.kv_batch_get(keys=keys, partition_id=partition_id, select_fields=["rm_scores", "extra_fields"])
-    rewards = {key: float(data["rm_scores"][i].sum()) for i, key in enumerate(keys)}
-    fields = [getattr(item, "data", item) for item in data["extra_fields"]]
-    return rewards, [item.get("reward_extra_info") or {} for item in fields]
+class Outcomes(NamedTuple):
+    """Rewards of trajectories (sums of their token scores), what else the reward function reported of each, their chat turns
+    (verl's `num_turns`), and how many calls of tools failed in all of them."""
+
+    rewards: dict[str, float]
+    infos: list[dict]
+    turns: list[int]
+    tool_failures: int
 
 
-def read_turns(keys: list[str], partition_id: str) -> tuple[list[int], int]:
-    """Chat turns of each rollout (verl's `num_turns`), and how many calls of tools failed in all of them."""
-    data = tq.kv_batch_get(keys=keys, partition_id=partition_id, select_fields=["num_turns", "extra_fields"])
-    turns, fields = ([getattr(item, "data", item) for item in data[name]] for name in ("num_turns", "extra_fields"))
-    return [int(n) for n in turns], sum(int(item.get("tool_failures", 0)) for item in fields)
+def read_outcomes(keys: list[str], partition_id: str) -> Outcomes:
+    """Outcomes of some rows, in the order of `keys`."""
+    names = ["rm_scores", "extra_fields", "num_turns"]
+    data = tq.kv_batch_get(keys=keys, partition_id=partition_id, select_fields=names)
+    scores, fields, turns = ([getattr(item, "data", item) for item in data[name]] for name in names)
+    return Outcomes(
+        rewards={key: float(score.sum()) for key, score in zip(keys, scores, strict=True)},
+        infos=[item.get("reward_extra_info") or {} for item in fields],
+        turns=[int(n) for n in turns],
+        tool_failures=sum(int(item.get(FAILURES, 0)) for item in fields),
+    )
 
 
 def read_prompts(keys: list[str], partition_id: str) -> list[torch.Tensor]:
@@ -135,7 +145,8 @@ def check_supported(row: Mapping, key: str) -> None:
 
 def require_text(key: str, partition_id: str) -> None:
     """Raise NotImplementedError where a rollout has more than text (`check_supported`)."""
-    check_supported(read_rows([key], partition_id)[0], key)
+    data = tq.kv_batch_get(keys=[key], partition_id=partition_id, select_fields=["prompts", *UNSUPPORTED])
+    check_supported({name: column[0] for name, column in data.items()}, key)
 
 
 def check_outputs(keys: Iterable[str]) -> None:

@@ -19,7 +19,6 @@ from recipe.exgrpo.trainer.rows import (
     read_entropies,
     read_outcomes,
     read_responses,
-    read_turns,
     response_of,
 )
 from recipe.exgrpo.trainer.stored_rows import Joined, exchange, inject
@@ -59,8 +58,7 @@ class Step:
         self.partition_id = batch.partition_id
         check_outputs(batch.keys)
         groups = ordered_groups(batch.keys, self.slots)
-        rewards, self.infos = read_outcomes(batch.keys, batch.partition_id)
-        self.turns, self.tool_failures = read_turns(batch.keys, batch.partition_id)
+        rewards, self.infos, self.turns, self.tool_failures = read_outcomes(batch.keys, batch.partition_id)
         self.keys = list(groups.values())
         self.groups = [
             Group(self.slots[uid].question, [rewards[key] for key in keys], planned=self.slots[uid].planned)

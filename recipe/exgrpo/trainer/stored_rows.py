@@ -25,9 +25,10 @@ from recipe.exgrpo.trainer.rows import (
     session_of,
     uid_of,
 )
+from verl_ext.tools import FAILURES, SPANS
 
 # What `extra_fields` says of one rollout alone: empty on a stored row.
-OF_THE_ROLLOUT = ("reward_extra_info", "turn_scores", "tool_rewards", "tool_failures", "tool_spans")
+OF_THE_ROLLOUT = ("reward_extra_info", "turn_scores", "tool_rewards", FAILURES, SPANS)
 # Per-token fields of a fresh row that a placed one cannot have. Rows without a field that others have are legal in
 # TransferQueue: a read of all fields returns those that every row has, and nothing after this point asks for these.
 FRESH_ONLY = ("log_probs", "entropy")
