@@ -33,8 +33,7 @@ def train(arguments: list[str], same_questions: bool) -> None:
     from omegaconf import OmegaConf
     from verl.trainer.main_ppo import run_ppo
 
-    from recipe.exgrpo.checks.cores import NUM_CPUS, fitted_cpus
-    from recipe.exgrpo.checks.machine import usable_cores
+    from recipe.exgrpo.checks.cores import fit_cpus
     from recipe.exgrpo.main import RUNTIME
     from recipe.exgrpo.presets.compose import compose
     from recipe.exgrpo.trainer.task_runner import ExGRPOTaskRunner
@@ -47,9 +46,7 @@ def train(arguments: list[str], same_questions: bool) -> None:
     config = compose(arguments)
     if worker_command:
         OmegaConf.update(config, f"{RUNTIME}.py_executable", worker_command, force_add=True)
-    fitted = fitted_cpus(config, usable_cores())
-    if fitted:
-        OmegaConf.update(config, NUM_CPUS, fitted, force_add=True)
+    fit_cpus(config)
     run_ppo(config, task_runner_class=ray.remote(AlternatingRunner))
 
 

@@ -13,9 +13,8 @@ from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
 
-from recipe.exgrpo.checks.cores import NUM_CPUS, fitted_cpus, leave_to_cluster, require_cpus
+from recipe.exgrpo.checks.cores import fit_cpus, leave_to_cluster, require_cpus
 from recipe.exgrpo.checks.findings import ERROR, PreflightError
-from recipe.exgrpo.checks.machine import usable_cores
 from recipe.exgrpo.checks.preflight import check
 from recipe.exgrpo.checks.resume import resume_findings
 from recipe.exgrpo.checks.run import Run, settings_of
@@ -111,9 +110,7 @@ def _train(config: DictConfig, folder: Path, runtime: dict, signals: stopping.Si
     logger.info("record of this start: %s", record_start(config))
     if CLUSTER in os.environ:
         leave_to_cluster(config)
-    fitted = fitted_cpus(config, usable_cores())
-    if fitted:
-        OmegaConf.update(config, NUM_CPUS, fitted, force_add=True)
+    fit_cpus(config)
     OmegaConf.update(config, RUNTIME, OmegaConf.merge(runtime, _set(config, RUNTIME)), force_add=True)
     with shared_memory.tidied():
         try:

@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping
 from omegaconf import DictConfig, OmegaConf
 
 from recipe.exgrpo.checks.findings import Finding, PreflightError, error, note, warning
-from recipe.exgrpo.checks.machine import Machine
+from recipe.exgrpo.checks.machine import Machine, usable_cores
 from recipe.exgrpo.checks.run import Run
 
 PER_GPU, CONTROLLER, PLACEMENT = 3, 1, 1
@@ -35,6 +35,13 @@ def fitted_cpus(config: DictConfig, cores: int, env: Mapping[str, str] = os.envi
     """What to tell a Ray of our own so that the run starts on `cores` cores; None where nothing needs to be told."""
     own = "RAY_ADDRESS" not in env and OmegaConf.select(config, NUM_CPUS) is None
     return reserved_cpus(config) if own and cores < reserved_cpus(config) else None
+
+
+def fit_cpus(config: DictConfig) -> None:
+    """Have a Ray of our own believe in as many CPUs as the run reserves, where this machine has fewer cores."""
+    fitted = fitted_cpus(config, usable_cores())
+    if fitted:
+        OmegaConf.update(config, NUM_CPUS, fitted, force_add=True)
 
 
 def leave_to_cluster(config: DictConfig) -> None:
