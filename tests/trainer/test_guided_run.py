@@ -12,8 +12,7 @@ import pytest
 import torch
 from oracle import Float64, Objective, Row, gradient
 from transformers import AutoTokenizer
-from whole_runs import MODEL, SIZES, SOLVED, B, K, Run, Runs, prompt_of
-from workers import local_worker
+from whole_runs import MODEL, SOLVED, B, K, Run, prompt_of
 
 from recipe.exgrpo.checkpoint.stored import Stored
 from recipe.exgrpo.experience.traces import BadTrace
@@ -25,18 +24,6 @@ MOVING = ("actor_rollout_ref.actor.ppo_epochs=2", "actor_rollout_ref.actor.optim
 UNSAVED = "trainer.save_freq=-1"
 TOKENIZER = AutoTokenizer.from_pretrained(MODEL)
 GUIDED = [f"q{i}" for i in (0, 1, 3, 4, 6, 9, 11)]  # the others have no trace
-
-
-@pytest.fixture(scope="module")
-def runs(transfer_queue, agent_loop_worker, compose, tmp_path_factory):
-    """runs(name, steps, *overrides, **script) -> Run."""
-    with local_worker(compose(*SIZES)) as worker:
-        yield Runs(worker, agent_loop_worker, compose, tmp_path_factory.mktemp("guided"))
-
-
-@pytest.fixture(scope="module")
-def model():
-    return Float64(MODEL)
 
 
 def texts_of(question: str) -> list[str]:

@@ -10,8 +10,7 @@ import numpy as np
 import pytest
 import torch
 from oracle import Float64, Objective, Row, gradient
-from whole_runs import MODEL, SIZES, SOLVED, B, K, Run, Runs, response_of
-from workers import local_worker
+from whole_runs import SOLVED, B, K, Run, response_of
 
 from recipe.exgrpo.checkpoint.stored import Stored
 
@@ -25,18 +24,6 @@ MOVING = (
 # What each method does to stored rows in the loss.
 SHAPED = {"exgrpo": "policy"}
 REPLAYING = ("exgrpo", "refill", "headroom", "anchored", "repo", "rescue", "su01")
-
-
-@pytest.fixture(scope="module")
-def runs(transfer_queue, agent_loop_worker, compose, tmp_path_factory):
-    """runs(name, steps, *overrides, **script) -> Run."""
-    with local_worker(compose(*SIZES)) as worker:
-        yield Runs(worker, agent_loop_worker, compose, tmp_path_factory.mktemp("turns"))
-
-
-@pytest.fixture(scope="module")
-def model():
-    return Float64(MODEL)
 
 
 def mask_of(question: str, step: int, session: int) -> tuple[int, ...]:

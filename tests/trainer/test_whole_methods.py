@@ -5,24 +5,10 @@ from collections import Counter
 
 import pytest
 import torch
-from oracle import Float64
-from whole_runs import MODEL, SIZES, SOLVED, B, K, Runs
+from whole_runs import SOLVED, B, K
 from whole_steps import AT_ONCE, MOVING, check, objective_of, row_by_key, steps_of
-from workers import local_worker
 
 pytestmark = pytest.mark.verl
-
-
-@pytest.fixture(scope="module")
-def runs(transfer_queue, agent_loop_worker, compose, tmp_path_factory):
-    """runs(name, steps, *overrides, **script) -> Run."""
-    with local_worker(compose(*SIZES)) as worker:
-        yield Runs(worker, agent_loop_worker, compose, tmp_path_factory.mktemp("methods"))
-
-
-@pytest.fixture(scope="module")
-def model():
-    return Float64(MODEL)
 
 
 def test_rl_zvp_trains_groups_without_variance_by_the_entropies_of_their_tokens(runs, model):

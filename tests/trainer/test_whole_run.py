@@ -5,11 +5,9 @@ from the script and the weights alone, by the metrics, or by what a resumed run 
 """
 
 import dataclasses
-import os
 import re
 import resource
 import shutil
-import socket
 import subprocess
 from collections import Counter, defaultdict
 
@@ -17,40 +15,15 @@ import numpy as np
 import pytest
 import torch
 from oracle import Float64, Found, Row, gradient
-from whole_runs import MODEL, SIZES, SOLVED, B, K, Rollout, Run, Runs
+from whole_runs import SOLVED, B, K, Rollout, Run
 from whole_steps import AT_ONCE, MOVING, Step, check, distance, objective_of, row_by_key, steps_of
 
 from recipe.exgrpo.runs.folder import checkpoints, tracked_step
 from recipe.exgrpo.runs.history import read_history
 from recipe.exgrpo.trainer.lifecycle import SaveError
 from recipe.exgrpo.trainer.trainer import ExGRPOTrainer
-from recipe.exgrpo.trainer.worker import ExGRPOWorker
 
 pytestmark = pytest.mark.verl
-
-
-@pytest.fixture(scope="module")
-def worker(compose):
-    with socket.socket() as server:
-        server.bind(("127.0.0.1", 0))
-        port = server.getsockname()[1]
-    os.environ.update(RANK="0", WORLD_SIZE="1", LOCAL_RANK="0", LOCAL_WORLD_SIZE="1")
-    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
-    found = ExGRPOWorker(compose(*SIZES).actor_rollout_ref, role="actor")
-    found.init_model()
-    yield found
-    torch.distributed.destroy_process_group()
-
-
-@pytest.fixture(scope="module")
-def runs(worker, transfer_queue, agent_loop_worker, compose, tmp_path_factory):
-    """runs(name, steps, *overrides, **script) -> Run."""
-    return Runs(worker, agent_loop_worker, compose, tmp_path_factory.mktemp("runs"))
-
-
-@pytest.fixture(scope="module")
-def model():
-    return Float64(MODEL)
 
 
 # ---- ExGRPO
